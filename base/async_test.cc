@@ -2,10 +2,13 @@
 
 #include <chrono>
 #include <thread>
+#include <vector>
 
 #include "base/async_event.h"
+#include "base/async_mutex.h"
 #include "base/blocking_pool.h"
 #include "base/runtime.h"
+#include "base/task_group.h"
 
 namespace forkd {
 namespace {
@@ -61,6 +64,66 @@ TEST(AsyncEventTest, SetWakesEveryWaiter) {
   runtime.Spawn(CountWake(&event, &both, &woken));
   runtime.Spawn(CountWake(&event, &both, &woken));
   runtime.RunBlocking(SetAndWaitForBoth(&event, &both, &woken));
+}
+
+Task<void> HoldAndLog(AsyncMutex* mutex, std::vector<int>* log, int number) {
+  std::optional<AsyncMutex::Guard> guard = co_await mutex->Acquire(Deadline::In(std::chrono::seconds(10)));
+  EXPECT_TRUE(guard.has_value());
+  log->push_back(number);
+  co_await SleepUntil(Deadline::In(milliseconds(1)));
+  log->push_back(number);
+}
+
+Task<void> HoldFromThree(AsyncMutex* mutex, std::vector<int>* log) {
+  auto make = [mutex, log](std::size_t i) { return HoldAndLog(mutex, log, static_cast<int>(i)); };
+  co_await RunWindowed(3, 3, make);
+}
+
+TEST(AsyncMutexTest, HoldersDoNotInterleaveAndComeInOrder) {
+  Runtime runtime;
+  runtime.Start();
+  AsyncMutex mutex(runtime.executor());
+  std::vector<int> log;
+  runtime.RunBlocking(HoldFromThree(&mutex, &log));
+  EXPECT_EQ(log, (std::vector<int>{0, 0, 1, 1, 2, 2}));
+  EXPECT_FALSE(mutex.IsHeld());
+}
+
+Task<void> GiveUp(AsyncMutex* mutex) {
+  std::optional<AsyncMutex::Guard> held = co_await mutex->Acquire(Deadline::Never());
+  std::optional<AsyncMutex::Guard> late = co_await mutex->Acquire(Deadline::In(milliseconds(2)));
+  EXPECT_FALSE(late.has_value());
+  held.reset();
+  EXPECT_FALSE(mutex->IsHeld());
+}
+
+TEST(AsyncMutexTest, AWaiterThatGaveUpDoesNotInheritTheMutex) {
+  Runtime runtime;
+  runtime.Start();
+  AsyncMutex mutex(runtime.executor());
+  runtime.RunBlocking(GiveUp(&mutex));
+}
+
+Task<void> CountConcurrency(int* now, int* most) {
+  *most = std::max(*most, ++*now);
+  co_await SleepUntil(Deadline::In(milliseconds(1)));
+  --*now;
+}
+
+Task<void> RunTen(int* now, int* most) {
+  auto make = [now, most](std::size_t) { return CountConcurrency(now, most); };
+  co_await RunWindowed(10, 3, make);
+  co_await RunWindowed(0, 3, make);
+}
+
+TEST(RunWindowedTest, NeverRunsMoreThanTheWindow) {
+  Runtime runtime;
+  runtime.Start();
+  int now = 0;
+  int most = 0;
+  runtime.RunBlocking(RunTen(&now, &most));
+  EXPECT_EQ(most, 3);
+  EXPECT_EQ(now, 0);
 }
 
 TEST(DeadlineTest, ADurationThatWouldOverflowMeansNever) {
