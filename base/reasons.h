@@ -22,6 +22,7 @@ namespace forkd {
   X(kSandboxDeleted, "SANDBOX_DELETED")                /* it was deleted while the call ran                                 */ \
   X(kSandboxFailed, "SANDBOX_FAILED")                  /* its VMM ended while the call ran                                  */ \
   X(kIdempotencyKeyReused, "IDEMPOTENCY_KEY_REUSED")   /* the same key came with another request                            */ \
+  X(kIdempotencyKeyInProgress, "IDEMPOTENCY_KEY_IN_PROGRESS") /* the first call with that key still runs                */ \
   X(kImageUnknown, "IMAGE_UNKNOWN")                    /* no such guest image; build it first                               */ \
   X(kHostPathRefused, "HOST_PATH_REFUSED")             /* a host file lies outside the image folder or is unfit             */ \
   X(kMemoryExhausted, "MEMORY_EXHAUSTED")              /* admission: the host's memory is spoken for                        */ \
@@ -39,6 +40,7 @@ namespace forkd {
   X(kCancelled, "CANCELLED")                           /* the caller went away                                              */ \
   X(kShuttingDown, "SHUTTING_DOWN")                    /* the daemon is stopping                                            */ \
   X(kStateDirInUse, "STATE_DIR_IN_USE")                /* another daemon holds the state folder                             */ \
+  X(kStateDirUnsafe, "STATE_DIR_UNSAFE")               /* the state folder could be changed by another user                 */ \
   X(kRegistry, "REGISTRY")                             /* the registry's database answered with an error                    */ \
   X(kSystemCall, "SYSTEM_CALL")                        /* an unexpected failure of the host kernel                          */ \
   X(kUnimplemented, "UNIMPLEMENTED")                   /* this build or driver cannot do it                                 */ \
