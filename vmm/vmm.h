@@ -124,13 +124,16 @@ struct VmExit {
 
 class Vm {
  public:
-  // Ends the process if Kill was not called; does not wait for it.
+  Vm(ProcessId process, std::shared_ptr<const RootImage> root) : process_(process), root_(std::move(root)) {}
+  // Ends the process unless Kill or Release was called; does not wait for it.
   virtual ~Vm() = default;
+  Vm(const Vm&) = delete;
+  Vm& operator=(const Vm&) = delete;
 
   // For the registry: by this and run_dir the next daemon adopts the VM.
-  virtual ProcessId process() const = 0;
+  ProcessId process() const { return process_; }
   // The root image that its memory is, or is a private copy of.
-  virtual std::shared_ptr<const RootImage> root() const = 0;
+  const std::shared_ptr<const RootImage>& root() const { return root_; }
 
   // Both idempotent.
   virtual Task<absl::Status> Pause(Deadline deadline) = 0;
@@ -153,6 +156,12 @@ class Vm {
   // Called once, on the I/O thread, when the VM has become useless, for whatever reason; at once if it is already. Replaces an earlier callback.
   // It may destroy nothing of the VM itself; call Kill (from a coroutine) to be rid of it.
   virtual void OnExit(absl::AnyInvocable<void(const VmExit&)> callback) = 0;
+  // Lets go of the VM without ending it, for a daemon that stops: the next one adopts it. Nothing else may be called afterwards.
+  virtual void Release() = 0;
+
+ private:
+  ProcessId process_;
+  std::shared_ptr<const RootImage> root_;
 };
 
 class VmDriver {

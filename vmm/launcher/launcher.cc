@@ -1,0 +1,201 @@
+#include "vmm/launcher/launcher.h"
+
+#include <fcntl.h>
+#include <linux/close_range.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+#include "base/status_macros.h"
+#include "vmm/pages/diverged_pages.h"
+
+namespace forkd::vmm {
+namespace {
+
+// All that the child needs between vfork and exec, made beforehand: it shares our memory then and may neither allocate nor lock.
+struct ChildPlan {
+  char** argv;
+  char** environment;
+  // Ascending by target; sources lie above every target.
+  const InheritedFd* inherited;
+  std::size_t inherited_count;
+  int dev_null;
+  int stderr_write;
+  rlim_t max_open_files;
+};
+
+// Which step the child could not take; written by the child into our memory.
+struct ChildFailure {
+  const char* volatile step = nullptr;
+  volatile int error = 0;
+};
+
+void Fail(ChildFailure* failure, const char* step) {
+  failure->error = errno;
+  failure->step = step;
+  ::_exit(127);
+}
+
+// Runs in the child, on our stack's continuation; async-signal-safe calls alone.
+[[noreturn]] void BecomeProgram(const ChildPlan& plan, ChildFailure* failure) {
+  // Dispositions are the child's own (no CLONE_SIGHAND); ignored ones would survive exec.
+  struct sigaction by_default {};
+  by_default.sa_handler = SIG_DFL;
+  for (int signal = 1; signal < NSIG; ++signal) { ::sigaction(signal, &by_default, nullptr); }
+  if (::setsid() < 0) { Fail(failure, "start a session"); }
+  if (::dup2(plan.dev_null, 0) < 0 || ::dup2(plan.dev_null, 1) < 0 || ::dup2(plan.stderr_write, 2) < 0) { Fail(failure, "set up standard streams"); }
+  unsigned next = 3;
+  for (std::size_t i = 0; i < plan.inherited_count; ++i) {
+    const unsigned target = static_cast<unsigned>(plan.inherited[i].target);
+    if (target > next && ::syscall(SYS_close_range, next, target - 1, CLOSE_RANGE_CLOEXEC) != 0) { Fail(failure, "close descriptors"); }
+    next = target + 1;
+  }
+  if (::syscall(SYS_close_range, next, ~0u, CLOSE_RANGE_CLOEXEC) != 0) { Fail(failure, "close descriptors"); }
+  for (std::size_t i = 0; i < plan.inherited_count; ++i) {
+    if (::dup2(plan.inherited[i].fd, plan.inherited[i].target) < 0) { Fail(failure, "hand over a descriptor"); }
+  }
+  const rlimit no_core{0, 0};
+  const rlimit files{plan.max_open_files, plan.max_open_files};
+  if (::setrlimit(RLIMIT_CORE, &no_core) != 0 || ::setrlimit(RLIMIT_NOFILE, &files) != 0) { Fail(failure, "set resource limits"); }
+  ::umask(077);
+  sigset_t none;
+  ::sigemptyset(&none);
+  ::sigprocmask(SIG_SETMASK, &none, nullptr);
+  ::execve(plan.argv[0], plan.argv, plan.environment);
+  Fail(failure, "execute");
+  __builtin_unreachable();
+}
+
+// vfork: the caller's memory is not copied, however large the daemon is. A function of its own, so that no local of a caller lives across it.
+[[gnu::noinline]] pid_t VforkInto(const ChildPlan& plan, ChildFailure* failure) {
+  const pid_t pid = ::vfork();
+  if (pid == 0) { BecomeProgram(plan, failure); }
+  return pid;
+}
+
+absl::StatusOr<UniqueFd> OpenDevNull() {
+  UniqueFd fd(::open("/dev/null", O_RDWR | O_CLOEXEC));
+  if (!fd.valid()) { return ErrnoError(errno, "open \"/dev/null\""); }
+  return fd;
+}
+
+absl::Status CheckSpec(const SpawnSpec& spec) {
+  if (spec.argv.empty() || spec.argv[0].empty() || spec.argv[0][0] != '/') {
+    return Error(absl::StatusCode::kInternal, Reason::kInternal, "a program to start needs an absolute path");
+  }
+  for (const std::string& argument : spec.argv) {
+    if (argument.find('\0') != std::string::npos) { return InvalidField("argv", absl::StrCat("argument ", Quoted(argument), " has a NUL byte")); }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GoneDuring(ProcessId process) {
+  return Error(absl::StatusCode::kFailedPrecondition, Reason::kVmmFailed, absl::StrCat("process ", process.pid, " has ended"));
+}
+
+}  // namespace
+
+absl::StatusOr<SpawnedProcess> Launcher::Spawn(const SpawnSpec& spec) {
+  FORKD_RETURN_IF_ERROR(CheckSpec(spec));
+  FORKD_ASSIGN_OR_RETURN(const UniqueFd dev_null, OpenDevNull());
+  int ends[2];
+  if (::pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) { return ErrnoError(errno, "make a pipe"); }
+  UniqueFd stderr_read(ends[0]);
+  UniqueFd stderr_write(ends[1]);
+
+  std::vector<InheritedFd> inherited = spec.inherited;
+  std::sort(inherited.begin(), inherited.end(), [](const InheritedFd& a, const InheritedFd& b) { return a.target < b.target; });
+  for (std::size_t i = 0; i < inherited.size(); ++i) {
+    if (inherited[i].target < 3 || (i > 0 && inherited[i].target == inherited[i - 1].target)) {
+      return Error(absl::StatusCode::kInternal, Reason::kInternal, absl::StrCat("descriptor ", inherited[i].target, " is reserved or given twice"));
+    }
+  }
+  // Sources above every target: no dup2 can hit one that is still to be handed over.
+  const int above = inherited.empty() ? 3 : inherited.back().target + 1;
+  std::vector<UniqueFd> raised;
+  for (InheritedFd& entry : inherited) {
+    raised.emplace_back(::fcntl(entry.fd, F_DUPFD_CLOEXEC, above));
+    if (!raised.back().valid()) { return ErrnoError(errno, absl::StrCat("duplicate descriptor ", entry.fd)); }
+    entry.fd = raised.back().get();
+  }
+  UniqueFd raised_null(::fcntl(dev_null.get(), F_DUPFD_CLOEXEC, above));
+  UniqueFd raised_stderr(::fcntl(stderr_write.get(), F_DUPFD_CLOEXEC, above));
+  if (!raised_null.valid() || !raised_stderr.valid()) { return ErrnoError(errno, "duplicate a descriptor"); }
+
+  std::vector<char*> argv;
+  for (const std::string& argument : spec.argv) { argv.push_back(const_cast<char*>(argument.c_str())); }
+  argv.push_back(nullptr);
+  // Nothing of the daemon's environment: it may hold secrets.
+  std::string language = "LC_ALL=C";
+  std::string path = "PATH=/usr/bin:/bin";
+  char* environment[] = {language.data(), path.data(), nullptr};
+  const ChildPlan plan{.argv = argv.data(),
+                       .environment = environment,
+                       .inherited = inherited.data(),
+                       .inherited_count = inherited.size(),
+                       .dev_null = raised_null.get(),
+                       .stderr_write = raised_stderr.get(),
+                       .max_open_files = static_cast<rlim_t>(spec.max_open_files)};
+  ChildFailure failure;
+  // A handler of ours must not run in the child while it shares our memory.
+  sigset_t all;
+  sigset_t before;
+  ::sigfillset(&all);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before);
+  const pid_t pid = VforkInto(plan, &failure);
+  const int fork_errno = errno;
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  if (pid < 0) { return ErrnoError(fork_errno, "start a process"); }
+  if (failure.step != nullptr) {
+    ::waitpid(pid, nullptr, 0);
+    return ErrnoError(failure.error, absl::StrCat(failure.step, " ", Quoted(spec.argv[0])));
+  }
+
+  // It is our child and not reaped: the pid is its own until we do.
+  UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  const int pidfd_errno = errno;
+  const absl::StatusOr<ProcessId> id = Pidfd::IdentityOf(pid);
+  if (!pidfd.valid() || !id.ok()) {
+    ::kill(pid, SIGKILL);
+    ::waitpid(pid, nullptr, 0);
+    return pidfd.valid() ? id.status() : ErrnoError(pidfd_errno, "open a pidfd");
+  }
+  return SpawnedProcess{.id = *id, .pidfd = Pidfd(std::move(pidfd)), .stderr_read = std::move(stderr_read)};
+}
+
+absl::StatusOr<Pidfd> Launcher::OpenProcess(ProcessId id) { return Pidfd::Open(id); }
+
+absl::StatusOr<RootImage> Launcher::OpenRootImage(const Pidfd& process, int target) {
+  FORKD_ASSIGN_OR_RETURN(UniqueFd fd, process.DuplicateFd(target));
+  return RootImage::FromFd(std::move(fd));
+}
+
+absl::StatusOr<PageSet> Launcher::CollectDivergedPages(ProcessId process, const RootImage& root) {
+  FORKD_ASSIGN_OR_RETURN(const Pidfd pidfd, Pidfd::Open(process));
+  FORKD_ASSIGN_OR_RETURN(const std::vector<RootMapping> mappings, FindRootMappings(process.pid, root.inode(), root.size_bytes()));
+  FORKD_ASSIGN_OR_RETURN(std::vector<PageIndex> indexes, ScanDivergedPages(process.pid, mappings));
+  FORKD_ASSIGN_OR_RETURN(PageSet pages, CopyPages(process.pid, mappings, std::move(indexes)));
+  // Alive still: then the pid was this process's all the while.
+  if (pidfd.HasExited()) { return GoneDuring(process); }
+  return pages;
+}
+
+absl::Status Launcher::Inject(ProcessId process, const RootImage& root, const PageSet& pages) {
+  FORKD_ASSIGN_OR_RETURN(const Pidfd pidfd, Pidfd::Open(process));
+  FORKD_ASSIGN_OR_RETURN(const std::vector<RootMapping> mappings, FindRootMappings(process.pid, root.inode(), root.size_bytes()));
+  FORKD_RETURN_IF_ERROR(InjectPages(process.pid, mappings, pages));
+  return pidfd.HasExited() ? GoneDuring(process) : absl::OkStatus();
+}
+
+absl::Status Launcher::Kill(const Pidfd& process) { return process.SendSignal(SIGKILL); }
+
+}  // namespace forkd::vmm
