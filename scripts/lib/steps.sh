@@ -1,0 +1,76 @@
+# shellcheck shell=bash
+# Steps with progress: `step TITLE COMMAND…` runs the command with its output in a log file and shows the elapsed time. Sourced.
+#
+# On a terminal the line is redrawn each second; elsewhere there is one line at the start and one at the end of what takes longer than a
+# second. FORKD_LOG_DIR, set by the caller, holds one log per step; a failed step shows the
+# last FORKD_STEP_TAIL (25) lines of its log.
+
+FORKD_STEP_TITLES=()
+FORKD_STEP_SECONDS=()
+_forkd_step_pid=""
+
+_forkd_now_ms() {
+  local now=${EPOCHREALTIME/[.,]/}
+  echo "${now%???}"
+}
+
+# Milliseconds as "12.3 s" or "45 ms".
+forkd_duration() {
+  if (($1 >= 1000)); then
+    printf '%d.%d s' $(($1 / 1000)) $(($1 % 1000 / 100))
+  else
+    printf '%d ms' "$1"
+  fi
+}
+
+# The last step's log.
+FORKD_STEP_LOG=""
+# The last step's duration in milliseconds.
+FORKD_STEP_MS=0
+
+step() {
+  local title=$1
+  shift
+  local name=${title//[^A-Za-z0-9]/-}
+  FORKD_STEP_LOG="$FORKD_LOG_DIR/$(printf '%02d' ${#FORKD_STEP_TITLES[@]})-${name:0:40}.log"
+  local start shown=0 elapsed status=0
+  start=$(_forkd_now_ms)
+  # Job control gives the command a process group of its own, so that an interruption ends all it started.
+  set -m
+  "$@" >"$FORKD_STEP_LOG" 2>&1 </dev/null &
+  _forkd_step_pid=$!
+  set +m
+  while kill -0 "$_forkd_step_pid" 2>/dev/null; do
+    elapsed=$(($(_forkd_now_ms) - start))
+    if [[ -t 1 ]] && ((elapsed >= 1000)); then
+      printf '\r  %s ... %d s ' "$title" $((elapsed / 1000))
+      shown=1
+    elif ((elapsed >= 1000 && shown == 0)); then
+      printf '  %s ...\n' "$title"
+      shown=1
+    fi
+    # Ends early when the command ends: short steps stay short.
+    sleep 0.1
+  done
+  wait "$_forkd_step_pid" || status=$?
+  _forkd_step_pid=""
+  FORKD_STEP_MS=$(($(_forkd_now_ms) - start))
+  [[ -t 1 ]] && ((shown == 1)) && printf '\r\033[K'
+  if ((status != 0)); then
+    printf '  %s: failed after %s (status %d). The end of %s:\n' "$title" "$(forkd_duration "$FORKD_STEP_MS")" "$status" "$FORKD_STEP_LOG" >&2
+    tail -n "${FORKD_STEP_TAIL:-25}" "$FORKD_STEP_LOG" | sed 's/^/    /' >&2
+    return "$status"
+  fi
+  printf '  %s: %s\n' "$title" "$(forkd_duration "$FORKD_STEP_MS")"
+  FORKD_STEP_TITLES+=("$title")
+  FORKD_STEP_SECONDS+=("$(forkd_duration "$FORKD_STEP_MS")")
+}
+
+# Ends the command of a step that a signal interrupted.
+forkd_stop_step() {
+  if [[ -n "$_forkd_step_pid" ]]; then
+    kill -- "-$_forkd_step_pid" 2>/dev/null || true
+    wait "$_forkd_step_pid" 2>/dev/null || true
+    _forkd_step_pid=""
+  fi
+}
