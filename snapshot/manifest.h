@@ -2,6 +2,8 @@
 #ifndef FORKD_SNAPSHOT_MANIFEST_H_
 #define FORKD_SNAPSHOT_MANIFEST_H_
 
+#include <cstddef>
+#include <cstdint>
 #include <string>
 
 #include "absl/status/status.h"
@@ -14,6 +16,9 @@ namespace forkd::snapshot {
 inline constexpr int kFormatVersion = 1;
 // Labels at their largest take 18 KiB, a machine record some 8 KiB: a manifest beyond this was not written by forkd.
 inline constexpr std::size_t kMaxManifestBytes = 256 * 1024;
+
+// 1 TiB of guest memory in pages of 4096 bytes. Keeps every product of counts and sizes in the format far away from 2^63.
+inline constexpr std::uint64_t kMaxRootPages = std::uint64_t{1} << 28;
 
 inline constexpr char kManifestName[] = "manifest.json";
 inline constexpr char kManifestDigestName[] = "manifest.sha256";

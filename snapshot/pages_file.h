@@ -11,6 +11,7 @@
 #include "absl/strings/string_view.h"
 #include "base/page_set.h"
 #include "base/sha256.h"
+#include "snapshot/manifest.h"  // kMaxRootPages
 
 namespace forkd::snapshot {
 
@@ -18,8 +19,6 @@ inline constexpr std::size_t kPagesHeaderBytes = 64;
 inline constexpr std::size_t kExtentBytes = 48;
 // 1 MiB: damage is located to that much, and hashing one extent needs no buffer beyond the CPU's cache.
 inline constexpr std::uint32_t kMaxExtentPages = 256;
-// 1 TiB of guest memory. Keeps every product of counts and sizes below far away from 2^63.
-inline constexpr std::uint64_t kMaxRootPages = std::uint64_t{1} << 28;
 
 struct PagesHeader {
   std::uint64_t root_pages = 0;    // size of the root image in pages; every index is below it
