@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -178,6 +179,10 @@ class VmDriver {
   virtual Task<absl::StatusOr<std::unique_ptr<Vm>>> Restore(RestoreSpec spec, Deadline deadline) = 0;
   // Takes up a live VM of an earlier daemon. NOT_FOUND if its process is gone.
   virtual Task<absl::StatusOr<std::unique_ptr<Vm>>> Adopt(AdoptSpec spec, Deadline deadline) = 0;
+  // Ends (SIGKILL, and waits up to a few seconds for) every VMM process that was started with a run_dir below `run_dir_prefix` ("/var/lib/forkd/run/")
+  // and whose pid is not in `keep`: what a killed daemon had started and no row accounts for. A process names its run_dir in its environment
+  // (FORKD_RUN_DIR, set at Spawn), which is how it is found, whatever moment the daemon died at. Returns how many. Blocking.
+  virtual int KillStraysBlocking(const std::string& run_dir_prefix, const std::set<pid_t>& keep) = 0;
 };
 
 }  // namespace forkd::vmm
