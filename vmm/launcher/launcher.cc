@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -11,15 +12,29 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "base/deadline.h"
 #include "base/error.h"
 #include "base/status_macros.h"
 #include "vmm/pages/diverged_pages.h"
 
 namespace forkd::vmm {
 namespace {
+
+constexpr char kRunDirVariable[] = "FORKD_RUN_DIR=";
+// How long the ends of killed strays are waited for; a VMM's end takes milliseconds.
+constexpr auto kStrayGrace = std::chrono::seconds(5);
+// An environment of ours has three short variables and a path.
+constexpr std::size_t kMaxEnvironmentBytes = 16384;
 
 // All that the child needs between vfork and exec, made beforehand: it shares our memory then and may neither allocate nor lock.
 struct ChildPlan {
@@ -92,10 +107,35 @@ absl::Status CheckSpec(const SpawnSpec& spec) {
   if (spec.argv.empty() || spec.argv[0].empty() || spec.argv[0][0] != '/') {
     return Error(absl::StatusCode::kInternal, Reason::kInternal, "a program to start needs an absolute path");
   }
+  if (spec.run_dir.find('\0') != std::string::npos) { return InvalidField("run_dir", "has a NUL byte"); }
   for (const std::string& argument : spec.argv) {
     if (argument.find('\0') != std::string::npos) { return InvalidField("argv", absl::StrCat("argument ", Quoted(argument), " has a NUL byte")); }
   }
   return absl::OkStatus();
+}
+
+// The value of FORKD_RUN_DIR of a process; empty if it has none, or is gone, or is not ours to read.
+std::string RunDirOf(pid_t pid) {
+  const UniqueFd fd(::open(absl::StrCat("/proc/", pid, "/environ").c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd.valid()) { return ""; }
+  std::string text(kMaxEnvironmentBytes, '\0');
+  const ssize_t length = ::read(fd.get(), text.data(), text.size());
+  if (length <= 0) { return ""; }
+  text.resize(static_cast<std::size_t>(length));
+  for (const absl::string_view variable : absl::StrSplit(text, '\0')) {
+    if (absl::StartsWith(variable, kRunDirVariable)) { return std::string(absl::StripPrefix(variable, kRunDirVariable)); }
+  }
+  return "";
+}
+
+std::vector<pid_t> AllPids() {
+  std::vector<pid_t> pids;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry("/proc", error), end; !error && entry != end; entry.increment(error)) {
+    pid_t pid = 0;
+    if (absl::SimpleAtoi(entry->path().filename().string(), &pid)) { pids.push_back(pid); }
+  }
+  return pids;
 }
 
 absl::Status GoneDuring(ProcessId process) {
@@ -137,7 +177,8 @@ absl::StatusOr<SpawnedProcess> Launcher::Spawn(const SpawnSpec& spec) {
   // Nothing of the daemon's environment: it may hold secrets.
   std::string language = "LC_ALL=C";
   std::string path = "PATH=/usr/bin:/bin";
-  char* environment[] = {language.data(), path.data(), nullptr};
+  std::string run_dir = absl::StrCat(kRunDirVariable, spec.run_dir);
+  char* environment[] = {language.data(), path.data(), run_dir.data(), nullptr};
   const ChildPlan plan{.argv = argv.data(),
                        .environment = environment,
                        .inherited = inherited.data(),
@@ -194,6 +235,29 @@ absl::Status Launcher::Inject(ProcessId process, const RootImage& root, const Pa
   FORKD_ASSIGN_OR_RETURN(const std::vector<RootMapping> mappings, FindRootMappings(process.pid, root.inode(), root.size_bytes()));
   FORKD_RETURN_IF_ERROR(InjectPages(process.pid, mappings, pages));
   return pidfd.HasExited() ? GoneDuring(process) : absl::OkStatus();
+}
+
+int Launcher::KillStrays(const std::string& run_dir_prefix, const std::set<pid_t>& keep) {
+  if (run_dir_prefix.empty()) { return 0; }
+  std::vector<Pidfd> strays;
+  for (const pid_t pid : AllPids()) {
+    if (pid == ::getpid() || keep.count(pid) != 0) { continue; }
+    const absl::StatusOr<ProcessId> id = Pidfd::IdentityOf(pid);
+    if (!id.ok()) { continue; }
+    absl::StatusOr<Pidfd> pidfd = Pidfd::Open(*id);
+    // Its environment is read once the descriptor is held: it is this very process's.
+    if (!pidfd.ok() || !absl::StartsWith(RunDirOf(pid), run_dir_prefix)) { continue; }
+    if (pidfd->SendSignal(SIGKILL).ok()) { strays.push_back(*std::move(pidfd)); }
+  }
+  const Deadline deadline = Deadline::In(kStrayGrace);
+  for (const Pidfd& stray : strays) {
+    pollfd entry{.fd = stray.fd(), .events = POLLIN, .revents = 0};
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline.Remaining()).count();
+    ::poll(&entry, 1, static_cast<int>(left));
+    // A child of this very process, where a test plays both daemons.
+    stray.ReapIfExited();
+  }
+  return static_cast<int>(strays.size());
 }
 
 absl::Status Launcher::Kill(const Pidfd& process) { return process.SendSignal(SIGKILL); }

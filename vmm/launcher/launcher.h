@@ -4,6 +4,7 @@
 #define FORKD_VMM_LAUNCHER_LAUNCHER_H_
 
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,8 @@ struct SpawnSpec {
   std::vector<std::string> argv;
   // Everything else is closed; 0 and 1 are /dev/null, 2 is a pipe.
   std::vector<InheritedFd> inherited;
+  // The VM's run folder, in its environment as FORKD_RUN_DIR: by it KillStrays finds what a killed daemon left behind.
+  std::string run_dir;
   // RLIMIT_NOFILE; RLIMIT_CORE is always 0 (a core file would hold guest memory).
   int64_t max_open_files = 1024;
 };
@@ -57,6 +60,10 @@ class Launcher {
   // Writes `pages` into the process's private copy of `root`. The guest must not have run since it was started. On error the process is unfit
   // for use. INVALID_ARGUMENT if a page lies beyond the root's end.
   absl::Status Inject(ProcessId process, const RootImage& root, const PageSet& pages);
+
+  // Ends every process whose FORKD_RUN_DIR begins with `run_dir_prefix` and whose pid is not in `keep`, and waits up to 5 s for their ends.
+  // Returns how many there were.
+  int KillStrays(const std::string& run_dir_prefix, const std::set<pid_t>& keep);
 
   // SIGKILL; does not wait. OK if it has ended already.
   absl::Status Kill(const Pidfd& process);
