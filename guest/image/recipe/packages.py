@@ -31,9 +31,15 @@ _REMOVED = [
 ]
 
 
+# usrmerge brings all of Perl, 25 MiB of an image; usr-is-merged, which satisfies the same dependency, asks only that /usr be merged from the
+# start, which the hook below sees to.
+_NO_USRMERGE = "Package: usrmerge\nPin: release *\nPin-Priority: -1\n\n"
+_MERGED_USR_HOOK = "/usr/share/mmdebstrap/hooks/merged-usr"
+
+
 def _preferences(lock):
     """An apt preferences file that makes a locked version win while the mirror has it, and yields to the current one otherwise."""
-    return "".join(
+    return _NO_USRMERGE + "".join(
         f"Package: {name}\nPin: version {version}\nPin-Priority: 1001\n\n"
         for name, version in sorted(lock.items())
         if not name.startswith("linux-image-")
@@ -71,6 +77,7 @@ def build(suite, packages, lock, mirror, folder):
         command = ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--architectures=amd64"]
         command += [f"--dpkgopt={line}" for line in _EXCLUDED]
         command += [f"--include={','.join(packages)}"] if packages else []
+        command += [f"--hook-dir={_MERGED_USR_HOOK}"]
         command += [f'--setup-hook=install -D -m 644 {preferences} "$1"/etc/apt/preferences.d/forkd-lock']
         run([*command, suite, tree, *([mirror] if mirror else [])])
     listed = run(["chroot", tree, "dpkg-query", "--show", "--showformat=${Package}=${Version}\n"])
