@@ -52,13 +52,17 @@ struct ExecEvent {
   agentpb::ExecEnd end;
 };
 
-class AgentConnection;  // Internal.
+// Internal.
+class AgentConnection;
+struct ExecState;
+struct ReadState;
+struct WriteState;
 
 // One running program. Destroying it before the end kills the program's process group, unless it was started detached. At most one Next and one
 // write at a time.
 class ExecStream {
  public:
-  ExecStream(std::shared_ptr<AgentConnection> connection, uint32_t stream_id);
+  ExecStream(std::shared_ptr<AgentConnection> connection, std::shared_ptr<ExecState> state);  // Internal: see AgentClient.
   ~ExecStream();
   ExecStream(const ExecStream&) = delete;
   ExecStream& operator=(const ExecStream&) = delete;
@@ -77,13 +81,13 @@ class ExecStream {
 
  private:
   std::shared_ptr<AgentConnection> connection_;
-  uint32_t stream_id_;
+  std::shared_ptr<ExecState> state_;
 };
 
 // A file being read. Destroying it stops the transfer.
 class FileReader {
  public:
-  FileReader(std::shared_ptr<AgentConnection> connection, uint32_t stream_id, agentpb::FileInfo info);
+  FileReader(std::shared_ptr<AgentConnection> connection, std::shared_ptr<ReadState> state, agentpb::FileInfo info);  // Internal: see AgentClient.
   ~FileReader();
   FileReader(const FileReader&) = delete;
   FileReader& operator=(const FileReader&) = delete;
@@ -95,14 +99,14 @@ class FileReader {
 
  private:
   std::shared_ptr<AgentConnection> connection_;
-  uint32_t stream_id_;
+  std::shared_ptr<ReadState> state_;
   agentpb::FileInfo info_;
 };
 
 // A file being written. Destroying it before Commit leaves the path as it was.
 class FileWriter {
  public:
-  FileWriter(std::shared_ptr<AgentConnection> connection, uint32_t stream_id);
+  FileWriter(std::shared_ptr<AgentConnection> connection, std::shared_ptr<WriteState> state);  // Internal: see AgentClient.
   ~FileWriter();
   FileWriter(const FileWriter&) = delete;
   FileWriter& operator=(const FileWriter&) = delete;
@@ -114,7 +118,7 @@ class FileWriter {
 
  private:
   std::shared_ptr<AgentConnection> connection_;
-  uint32_t stream_id_;
+  std::shared_ptr<WriteState> state_;
 };
 
 class AgentClient {
