@@ -250,7 +250,8 @@ FieldFlags::FieldFlags(const pb::Descriptor* type, const std::string& skipped_fi
     if (field->is_repeated()) {
       flag->option->expected(-1);
     } else {
-      flag->option->expected(1);
+      // Without this, one argument would take all that follow it: CLI11 sees a vector.
+      flag->option->expected(1)->allow_extra_args(false);
     }
     flag->option->required(RulesOf(field).required());
     flags_.push_back(std::move(flag));
@@ -299,7 +300,7 @@ void FieldFlags::Add(const pb::Descriptor* type, const std::string& prefix, std:
         // One value a flag: more would swallow the positional arguments that follow.
         flag->option->allow_extra_args(false);
       } else {
-        flag->option->expected(1);
+        flag->option->expected(1)->allow_extra_args(false);
       }
     }
     if (!rules.default_value().empty() && !rules.compatibility_only()) {

@@ -1,6 +1,9 @@
 #include "cli/forkctl.h"
 
+#include <algorithm>
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -86,15 +89,13 @@ class Command {
   int Run(const std::vector<std::string>& arguments) {
     // CLI11 reports by exceptions and takes the arguments in reverse.
     try {
-      app_.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
+      std::vector<std::string> parsed = KeepRestAsItIs(arguments);
+      std::reverse(parsed.begin(), parsed.end());
+      app_.parse(std::move(parsed));
     } catch (const CLI::CallForHelp&) {
       return Print(app_.help()) ? kExitOk : kExitCallFailed;
     } catch (const CLI::ParseError& error) {
-      std::string hint;
-      if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr && TakesRest()) {
-        hint = "; put -- before the program and its own flags";
-      }
-      return Usage(absl::StrCat(error.what(), hint));
+      return Usage(error.what());
     }
     std::unique_ptr<pb::Message> request = contract_.NewMessage(method_->input_type());
     if (const absl::Status filled = flags_.Fill(request.get()); !filled.ok()) {
@@ -107,7 +108,6 @@ class Command {
     if (absl::StrContains(global_.address, "://")) {
       return Usage(absl::StrCat("--address \"", global_.address, "\" is a URL; HOST:PORT or unix:PATH is expected (gRPC, by default port 8890)"));
     }
-    channel_ = Connect(global_.address);
     return interactive_ || tty_ ? RunInteractive(*request) : RunGeneric(request.get(), deadline);
   }
 
@@ -131,14 +131,27 @@ class Command {
     return kExitUsage;
   }
 
-  bool TakesRest() const {
+  // Where the last positional argument takes the rest, flags in the rest are not ours: `forkctl exec ID ls -l`. Puts "--" before it.
+  std::vector<std::string> KeepRestAsItIs(std::vector<std::string> arguments) const {
+    int single = 0;
+    int rest = 0;
     for (int i = 0; i < method_->input_type()->field_count(); ++i) {
       const pb::FieldDescriptor* field = method_->input_type()->field(i);
-      if (field->is_repeated() && RulesOf(field).cli().positional() > 0) {
-        return true;
+      if (RulesOf(field).cli().positional() > 0) {
+        (field->is_repeated() ? rest : single) += 1;
       }
     }
-    return false;
+    for (size_t i = 0; rest > 0 && i < arguments.size() && arguments[i] != "--"; ++i) {
+      const std::string& argument = arguments[i];
+      if (absl::StartsWith(argument, "-") && argument != "-") {
+        const CLI::Option* option = app_.get_option_no_throw(argument);
+        i += option != nullptr && option->get_items_expected_max() > 0 ? 1 : 0;
+      } else if (single-- == 0) {
+        arguments.insert(arguments.begin() + static_cast<std::ptrdiff_t>(i), "--");
+        break;
+      }
+    }
+    return arguments;
   }
 
   absl::Status Deadline(const pb::Message& request, std::optional<std::chrono::milliseconds>* deadline) {
@@ -189,7 +202,7 @@ class Command {
   }
 
   int RunGeneric(pb::Message* request, std::optional<std::chrono::milliseconds> deadline) {
-    GenericCall call(channel_, method_, deadline, [this](GenericCall::Clock::duration since) { ShowProgress(since); });
+    GenericCall call(Connect(global_.address), method_, deadline, [this](GenericCall::Clock::duration since) { ShowProgress(since); });
     if (!cli_.input_field().empty()) {
       if (const absl::Status sent = SendInput(&call, request); !sent.ok()) {
         PrintError(absl::StrCat(app_.get_name(), ": ", sent.message(), "\n"));
@@ -400,7 +413,7 @@ class Command {
     }
     v1::ExecExit exit;
     const grpc::Status status = RunTerminalExecBlocking(
-        channel_, start, interactive_ ? StandardInput::kConnected : StandardInput::kClosed, streams_, &exit);
+        global_.address, start, interactive_ ? StandardInput::kConnected : StandardInput::kClosed, streams_, &exit);
     if (!status.ok()) {
       PrintError(FailureText(status, method_->input_type(), global_.address));
       return kExitCallFailed;
@@ -418,7 +431,6 @@ class Command {
   CLI::App app_;
   FieldFlags flags_;
   GlobalFlags global_;
-  std::shared_ptr<grpc::Channel> channel_;
   bool interactive_ = false;
   bool tty_ = false;
   bool silent_ = false;

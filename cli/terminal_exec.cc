@@ -10,12 +10,13 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <thread>
-#include <utility>
 
 #include "base/unique_fd.h"
+#include "cli/generic_call.h"
 #include "proto/forkd/v1/sandbox.grpc.pb.h"
 
 namespace forkd::cli {
@@ -148,16 +149,16 @@ void SendUntilStopped(Stream* stream, bool tty, StandardInput input, int in, For
 
 }  // namespace
 
-grpc::Status RunTerminalExecBlocking(std::shared_ptr<grpc::Channel> channel, const v1::ExecStart& start, StandardInput input,
+grpc::Status RunTerminalExecBlocking(const std::string& address, const v1::ExecStart& start, StandardInput input,
                                      const StandardStreams& streams, v1::ExecExit* exit) {
-  // Before any thread is made: threads inherit the mask.
+  // Before gRPC makes a thread: threads inherit the mask.
   ForwardedSignals signals;
   const UniqueFd stop(::eventfd(0, EFD_CLOEXEC));
   if (signals.fd() < 0 || !stop.valid()) {
     return {grpc::StatusCode::RESOURCE_EXHAUSTED, "no file descriptors are left for the terminal"};
   }
 
-  const std::unique_ptr<v1::SandboxService::Stub> stub = v1::SandboxService::NewStub(std::move(channel));
+  const std::unique_ptr<v1::SandboxService::Stub> stub = v1::SandboxService::NewStub(Connect(address));
   grpc::ClientContext context;
   const std::unique_ptr<Stream> stream(stub->ExecStream(&context));
   v1::ExecStreamRequest first;

@@ -2,7 +2,7 @@
 #ifndef FORKD_CLI_TERMINAL_EXEC_H_
 #define FORKD_CLI_TERMINAL_EXEC_H_
 
-#include <memory>
+#include <string>
 
 #include <grpcpp/grpcpp.h>
 
@@ -15,8 +15,9 @@ enum class StandardInput { kConnected, kClosed };
 
 // Runs `start` and connects the streams; with `start.tty` the terminal on `streams.in` is in raw mode meanwhile and is restored on every way out,
 // signals included. SIGWINCH becomes a resize; SIGINT, SIGQUIT, SIGTERM and SIGHUP go to the program. On OK `exit` says how it ended.
-// Blocking. Blocks those signals in the whole process while it runs: no other thread of it may wait for them.
-grpc::Status RunTerminalExecBlocking(std::shared_ptr<grpc::Channel> channel, const v1::ExecStart& start, StandardInput input,
+// Blocking. Connects to `address` itself: the signals must be blocked before gRPC starts its threads, or one of those takes them and dies. So no
+// other channel may have been made before in this process.
+grpc::Status RunTerminalExecBlocking(const std::string& address, const v1::ExecStart& start, StandardInput input,
                                      const StandardStreams& streams, v1::ExecExit* exit);
 
 }  // namespace forkd::cli
