@@ -43,10 +43,9 @@ class Declaration:
 
 
 # console: the driver reads ttyS0 into a bounded ring. quiet: every printed line is a trap into the serial port, slow under emulation.
-# panic=-1 with reboot=t ends the VMM at once when the guest's kernel dies, so that the daemon sees it. pci=off: a microVM has no PCI, and a
-# kernel that looks for it complains. cryptomgr.notests: self-tests of ciphers that nobody uses here are a tenth of a boot under emulation.
-# The VMM driver adds `tsc_early_khz=`, which depends on the host.
-DEFAULT_KERNEL_ARGS = "console=ttyS0 quiet reboot=t panic=-1 pci=off cryptomgr.notests forkd.root=/dev/vda"
+# panic=-1 with reboot=t ends the VMM at once when the guest's kernel dies, so that the daemon sees it. cryptomgr.notests: self-tests of ciphers
+# that nobody uses here are a tenth of a boot under emulation. The VMM driver adds `tsc_early_khz=`, which depends on the host.
+DEFAULT_KERNEL_ARGS = "console=ttyS0 quiet reboot=t panic=-1 cryptomgr.notests forkd.root=/dev/vda"
 
 
 def _checked(table, key, kind, path, default=None):
