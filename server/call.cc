@@ -50,7 +50,7 @@ void Call::Cancel() {
   if (on_cancel_) { std::exchange(on_cancel_, nullptr)(); }
 }
 
-std::shared_ptr<Call> CallBridge::NewCall(grpc::CallbackServerContext* context, const google::protobuf::ServiceDescriptor* service,
+std::shared_ptr<Call> CallBridge::NewCall(grpc::CallbackServerContext* context, const google::protobuf::Descriptor* message,
                                           const char* method) const {
   std::string user_agent;
   if (const auto it = context->client_metadata().find("user-agent"); it != context->client_metadata().end()) {
@@ -60,7 +60,7 @@ std::shared_ptr<Call> CallBridge::NewCall(grpc::CallbackServerContext* context, 
   const auto left = context->deadline() - std::chrono::system_clock::now();
   const bool given = left < std::chrono::hours(24 * 365);
   const Deadline deadline = given ? Deadline::In(std::chrono::duration_cast<Deadline::Clock::duration>(left)) : Deadline::In(kDefaultDeadline);
-  return std::make_shared<Call>(service->FindMethodByName(method), NewRequestId(), context->peer(), std::move(user_agent), deadline);
+  return std::make_shared<Call>(message->file()->service(0)->FindMethodByName(method), NewRequestId(), context->peer(), std::move(user_agent), deadline);
 }
 
 absl::Status CallBridge::Enter(const Call& call, std::size_t* admitted) const {

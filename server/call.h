@@ -1,5 +1,6 @@
 // The call bridge: the one way from a gRPC method to a coroutine of ours. Every method of every service passes it, in this order, before any
-// of its code runs: who is it → may it → limits → room in the audit log (the gates) → idempotency → deadline → the coroutine on the I/O
+// of its code runs: who is it → may it → limits → room in the audit log (the gates) → the
+// contract's rules for its fields → idempotency → deadline → the coroutine on the I/O
 // thread → gates again (audit line) → reply. It is not an interceptor: in gRPC 1.51 an interceptor cannot stop a handler.
 //
 // A handler is a coroutine on the I/O thread. It takes its Call by shared_ptr, may outlive the client's interest, and learns of a client that
@@ -27,6 +28,7 @@
 #include "base/runtime.h"
 #include "base/status_macros.h"
 #include "server/status_to_grpc.h"
+#include "server/validate.h"
 
 namespace forkd::server {
 
@@ -92,10 +94,10 @@ class CallBridge {
   template <typename Request, typename Response>
   using UnaryHandler = std::function<Task<absl::StatusOr<Response>>(std::shared_ptr<Call>, Request)>;
 
-  // Any gRPC thread. `method` is the method's short name.
+  // Any gRPC thread. `method` is the method's short name; it stands in the file that declares its request.
   template <typename Request, typename Response>
-  grpc::ServerUnaryReactor* Unary(grpc::CallbackServerContext* context, const google::protobuf::ServiceDescriptor* service, const char* method,
-                                  const Request* request, Response* response, UnaryHandler<Request, Response> handler);
+  grpc::ServerUnaryReactor* Unary(grpc::CallbackServerContext* context, const char* method, const Request* request, Response* response,
+                                  UnaryHandler<Request, Response> handler);
 
   // What a streaming handler sees of its client. All methods on the I/O thread; one Read and one Write at a time.
   template <typename In, typename Out>
@@ -113,15 +115,12 @@ class CallBridge {
   using StreamHandler = std::function<Task<absl::Status>(std::shared_ptr<Call>, std::shared_ptr<Stream<In, Out>>)>;
 
   template <typename In, typename Out>
-  grpc::ServerBidiReactor<In, Out>* Bidi(grpc::CallbackServerContext* context, const google::protobuf::ServiceDescriptor* service,
-                                         const char* method, StreamHandler<In, Out> handler);
+  grpc::ServerBidiReactor<In, Out>* Bidi(grpc::CallbackServerContext* context, const char* method, StreamHandler<In, Out> handler);
   template <typename Out>
-  grpc::ServerWriteReactor<Out>* ServerStream(grpc::CallbackServerContext* context, const google::protobuf::ServiceDescriptor* service,
-                                              const char* method, StreamHandler<Nothing, Out> handler);
-  // The handler's reply is what it last wrote to *response.
+  grpc::ServerWriteReactor<Out>* ServerStream(grpc::CallbackServerContext* context, const char* method, StreamHandler<Nothing, Out> handler);
+  // The reply is what the handler has put into gRPC's response message by the time it returns OK.
   template <typename In>
-  grpc::ServerReadReactor<In>* ClientStream(grpc::CallbackServerContext* context, const google::protobuf::ServiceDescriptor* service,
-                                            const char* method, StreamHandler<In, Nothing> handler);
+  grpc::ServerReadReactor<In>* ClientStream(grpc::CallbackServerContext* context, const char* method, StreamHandler<In, Nothing> handler);
 
   Runtime* runtime() const { return runtime_; }
 
@@ -131,7 +130,8 @@ class CallBridge {
   template <typename Base, typename In, typename Out>
   class StreamCall;
 
-  std::shared_ptr<Call> NewCall(grpc::CallbackServerContext* context, const google::protobuf::ServiceDescriptor* service, const char* method) const;
+  // `message`: any message of the file that declares the service.
+  std::shared_ptr<Call> NewCall(grpc::CallbackServerContext* context, const google::protobuf::Descriptor* message, const char* method) const;
   // The gates, in order. What admitted the call is told of its end by Leave.
   absl::Status Enter(const Call& call, std::size_t* admitted) const;
   void Leave(const Call& call, std::size_t admitted, const absl::Status& result) const;
@@ -186,6 +186,7 @@ class CallBridge::UnaryCall final : public grpc::ServerUnaryReactor {
 
 template <typename Request, typename Response>
 Task<absl::StatusOr<Response>> CallBridge::Handle(std::shared_ptr<Call> call, Request request, UnaryHandler<Request, Response> handler) {
+  FORKD_CO_RETURN_IF_ERROR(ValidateRequest(request));
   absl::StatusOr<Repeatable> repeatable = RepeatableOf(request);
   if (!repeatable.ok()) { co_return repeatable.status(); }
   const std::string key = repeatable->key;
@@ -211,16 +212,17 @@ Task<absl::StatusOr<Response>> CallBridge::Handle(std::shared_ptr<Call> call, Re
 }
 
 template <typename Request, typename Response>
-grpc::ServerUnaryReactor* CallBridge::Unary(grpc::CallbackServerContext* context, const google::protobuf::ServiceDescriptor* service,
-                                            const char* method, const Request* request, Response* response,
-                                            UnaryHandler<Request, Response> handler) {
-  std::shared_ptr<Call> call = NewCall(context, service, method);
+grpc::ServerUnaryReactor* CallBridge::Unary(grpc::CallbackServerContext* context, const char* method, const Request* request,
+                                            Response* response, UnaryHandler<Request, Response> handler) {
+  std::shared_ptr<Call> call = NewCall(context, Request::descriptor(), method);
   auto* reactor = new UnaryCall<Request, Response>(this, call);
   runtime_->Spawn(UnaryCall<Request, Response>::Run(reactor, this, std::move(call), request, response, std::move(handler)));
   return reactor;
 }
 
-// The three streaming reactors of gRPC differ only in which half they have; `Base` decides which of the overrides below are virtual.
+// The three streaming reactors of gRPC differ only in which half they have; `Base` decides which of the reactions below are overrides.
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Winconsistent-missing-override"
 template <typename Base, typename In, typename Out>
 class CallBridge::StreamCall final : public Base, public Stream<In, Out> {
  public:
@@ -304,34 +306,32 @@ class CallBridge::StreamCall final : public Base, public Stream<In, Out> {
   In incoming_;
   Out outgoing_;
 };
+#pragma clang diagnostic pop
 
 template <typename In, typename Out>
-grpc::ServerBidiReactor<In, Out>* CallBridge::Bidi(grpc::CallbackServerContext* context, const google::protobuf::ServiceDescriptor* service,
-                                                   const char* method, StreamHandler<In, Out> handler) {
+grpc::ServerBidiReactor<In, Out>* CallBridge::Bidi(grpc::CallbackServerContext* context, const char* method, StreamHandler<In, Out> handler) {
   using Reactor = StreamCall<grpc::ServerBidiReactor<In, Out>, In, Out>;
-  auto reactor = std::make_shared<Reactor>(this, NewCall(context, service, method));
+  auto reactor = std::make_shared<Reactor>(this, NewCall(context, In::descriptor(), method));
   reactor->HoldUntilDone(reactor);
   runtime_->Spawn(Reactor::Run(reactor, std::move(handler)));
   return reactor.get();
 }
 
 template <typename Out>
-grpc::ServerWriteReactor<Out>* CallBridge::ServerStream(grpc::CallbackServerContext* context,
-                                                        const google::protobuf::ServiceDescriptor* service, const char* method,
+grpc::ServerWriteReactor<Out>* CallBridge::ServerStream(grpc::CallbackServerContext* context, const char* method,
                                                         StreamHandler<Nothing, Out> handler) {
   using Reactor = StreamCall<grpc::ServerWriteReactor<Out>, Nothing, Out>;
-  auto reactor = std::make_shared<Reactor>(this, NewCall(context, service, method));
+  auto reactor = std::make_shared<Reactor>(this, NewCall(context, Out::descriptor(), method));
   reactor->HoldUntilDone(reactor);
   runtime_->Spawn(Reactor::Run(reactor, std::move(handler)));
   return reactor.get();
 }
 
 template <typename In>
-grpc::ServerReadReactor<In>* CallBridge::ClientStream(grpc::CallbackServerContext* context,
-                                                      const google::protobuf::ServiceDescriptor* service, const char* method,
+grpc::ServerReadReactor<In>* CallBridge::ClientStream(grpc::CallbackServerContext* context, const char* method,
                                                       StreamHandler<In, Nothing> handler) {
   using Reactor = StreamCall<grpc::ServerReadReactor<In>, In, Nothing>;
-  auto reactor = std::make_shared<Reactor>(this, NewCall(context, service, method));
+  auto reactor = std::make_shared<Reactor>(this, NewCall(context, In::descriptor(), method));
   reactor->HoldUntilDone(reactor);
   runtime_->Spawn(Reactor::Run(reactor, std::move(handler)));
   return reactor.get();
