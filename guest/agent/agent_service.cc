@@ -3,6 +3,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "guest/agent/files.h"
 #include "guest/agent/warmup.h"
 
 namespace forkd::agent {
@@ -41,6 +42,8 @@ std::shared_ptr<StreamHandler> AgentService::Dispatch(const ttrpc::Request& requ
   }
   if (streaming) {
     if (method == "Exec") { return execs_.NewStream(call); }
+    if (method == "ReadFile") { return NewFileRead(call); }
+    if (method == "WriteFile") { return NewFileWrite(call); }
     call.Finish({Code::kUnimplemented, "no such streaming method: " + method});
     return nullptr;
   }
@@ -69,6 +72,12 @@ std::shared_ptr<StreamHandler> AgentService::Dispatch(const ttrpc::Request& requ
         call.Finish(status);
       }
     });
+  } else if (method == "ListDirectory") {
+    Unary<pb::ListDirectoryRequest>(request, call, [&](const pb::ListDirectoryRequest& message) { ListDirectory(message, call); });
+  } else if (method == "StatFile") {
+    Unary<pb::StatFileRequest>(request, call, [&](const pb::StatFileRequest& message) { StatFile(message, call); });
+  } else if (method == "RemoveFile") {
+    Unary<pb::RemoveFileRequest>(request, call, [&](const pb::RemoveFileRequest& message) { RemoveFile(message, call); });
   } else if (method == "Sync") {
     sync();
     call.Reply(pb::SyncResponse());
