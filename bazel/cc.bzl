@@ -46,7 +46,8 @@ def forkd_fuzz_test(name, srcs, deps = [], corpus = None, **kwargs):
         srcs = srcs,
         size = "small",
         copts = _COPTS + ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=undefined", "-g"],
-        linkopts = ["-fsanitize=fuzzer,address,undefined"],
+        # The linker is called as for C; without the last option UBSan's vptr check has no runtime.
+        linkopts = ["-fsanitize=fuzzer,address,undefined", "-fsanitize-link-c++-runtime"],
         linkstatic = True,
         deps = deps,
         data = data,

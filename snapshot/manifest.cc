@@ -10,6 +10,7 @@
 #include "base/page_set.h"
 #include "base/sha256.h"
 #include "base/status_macros.h"
+#include "base/utf8.h"
 #include "snapshot/damage.h"
 
 namespace forkd::snapshot {
@@ -33,6 +34,7 @@ absl::Status Invalid(absl::string_view field, absl::string_view what) { return I
 absl::Status CheckText(absl::string_view field, absl::string_view text, std::size_t max_bytes) {
   if (text.size() > max_bytes) { return Invalid(field, absl::StrCat("has ", text.size(), " bytes, the limit is ", max_bytes)); }
   if (text.find('\0') != absl::string_view::npos) { return Invalid(field, "has a NUL byte"); }
+  if (!IsUtf8(text)) { return Invalid(field, absl::StrCat("is not UTF-8: ", Quoted(text))); }
   return absl::OkStatus();
 }
 
@@ -51,6 +53,11 @@ absl::Status CheckEmpty(absl::string_view field, absl::string_view text) {
   return absl::OkStatus();
 }
 
+absl::Status CheckTag(absl::string_view field, absl::string_view text) {
+  const absl::Status status = SnapshotTag::Parse(text, field).status();
+  return status.ok() ? status : Invalid(field, status.message());
+}
+
 absl::Status CheckHostFile(absl::string_view field, const HostFile& file) {
   FORKD_RETURN_IF_ERROR(CheckText(absl::StrCat(field, ".path"), file.path(), kMaxPathBytes));
   if (file.path().empty() || file.path()[0] != '/') {
@@ -60,8 +67,8 @@ absl::Status CheckHostFile(absl::string_view field, const HostFile& file) {
 }
 
 absl::Status CheckLineage(const Manifest& m) {
-  FORKD_RETURN_IF_ERROR(SnapshotTag::Parse(m.tag(), "tag").status());
-  FORKD_RETURN_IF_ERROR(SnapshotTag::Parse(m.root_tag(), "root_tag").status());
+  FORKD_RETURN_IF_ERROR(CheckTag("tag", m.tag()));
+  FORKD_RETURN_IF_ERROR(CheckTag("root_tag", m.root_tag()));
   switch (m.kind()) {
     case ROOT:
       FORKD_RETURN_IF_ERROR(CheckEmpty("parent_tag", m.parent_tag()));
@@ -71,9 +78,9 @@ absl::Status CheckLineage(const Manifest& m) {
       if (m.has_pages()) { return Invalid("pages", "must be absent in a root"); }
       return CheckRange("depth", m.depth(), 0, 0);
     case BRANCH:
-      FORKD_RETURN_IF_ERROR(SnapshotTag::Parse(m.parent_tag(), "parent_tag").status());
+      FORKD_RETURN_IF_ERROR(CheckTag("parent_tag", m.parent_tag()));
       FORKD_RETURN_IF_ERROR(CheckDigest("root_memory_digest", m.root_memory_digest()));
-      FORKD_RETURN_IF_ERROR(SandboxId::Parse(m.branched_from(), "branched_from").status());
+      if (const absl::Status source = SandboxId::Parse(m.branched_from()).status(); !source.ok()) { return Invalid("branched_from", source.message()); }
       if (m.root_tag() == m.tag()) { return Invalid("root_tag", "must be another snapshot's in a branch"); }
       if (m.parent_tag() == m.tag()) { return Invalid("parent_tag", "must be another snapshot's"); }
       if (!m.has_pages()) { return Invalid("pages", "is missing"); }
@@ -199,7 +206,6 @@ absl::StatusOr<std::string> SerializeManifest(const Manifest& manifest) {
   options.add_whitespace = true;  // people read it
   options.preserve_proto_field_names = true;
   std::string bytes;
-  // Fails for strings that are not UTF-8.
   if (const auto printed = json::MessageToJsonString(manifest, &bytes, options); !printed.ok()) {
     return InvalidField("manifest", Quoted(printed.ToString()));
   }

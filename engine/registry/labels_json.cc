@@ -5,13 +5,18 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "base/utf8.h"
 
 namespace forkd::engine {
 
 absl::StatusOr<std::string> LabelsToJson(const Labels& labels) {
   if (labels.empty()) { return std::string("{}"); }  // the common case, without protobuf's reflection
   google::protobuf::Struct object;
-  for (const auto& [key, value] : labels) { (*object.mutable_fields())[key].set_string_value(value); }
+  for (const auto& [key, value] : labels) {
+    // Protobuf's JSON writer lets such bytes through.
+    if (!IsUtf8(key) || !IsUtf8(value)) { return InvalidField("labels", absl::StrCat("label ", Quoted(key), " is not UTF-8")); }
+    (*object.mutable_fields())[key].set_string_value(value);
+  }
   std::string json;
   if (const auto status = google::protobuf::util::MessageToJsonString(object, &json); !status.ok()) {
     return InvalidField("labels", Quoted(status.ToString()));

@@ -135,6 +135,14 @@ TEST_F(RegistryTest, SandboxWithoutLimitsReadsBackWithoutLimits) {
   EXPECT_EQ(read->memory_limit_mib, std::nullopt);
 }
 
+TEST_F(RegistryTest, LabelThatIsNotUtf8IsRefused) {
+  AddRoot("py");
+  SandboxRow row(Id(1), Tag("py"), Tag("py"));
+  row.labels = {{"k", "\xff"}};
+  EXPECT_EQ(ReasonOf(registry_->InsertSandboxesBlocking({row})), "INVALID_FIELD");
+  EXPECT_TRUE(registry_->ListSandboxesBlocking()->empty());
+}
+
 TEST_F(RegistryTest, SandboxesAreInsertedAllOrNone) {
   AddRoot("py");
   ASSERT_TRUE(registry_->InsertSandboxesBlocking({SandboxRow(Id(2), Tag("py"), Tag("py"))}).ok());
