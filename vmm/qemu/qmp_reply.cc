@@ -15,6 +15,27 @@ absl::Status Broken(absl::string_view what, absl::string_view line) {
   return Error(absl::StatusCode::kInternal, Reason::kVmmProtocol, absl::StrCat("QEMU's control socket: ", what, ": ", Quoted(line)));
 }
 
+// QMP's own replies nest less than ten deep; the library copies and frees values recursively.
+constexpr int kMaxDepth = 64;
+
+bool IsTooDeep(absl::string_view text) {
+  int depth = 0;
+  bool in_string = false;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (in_string && c == '\\') {
+      ++i;
+    } else if (c == '"') {
+      in_string = !in_string;
+    } else if (!in_string && (c == '[' || c == '{') && ++depth > kMaxDepth) {
+      return true;
+    } else if (!in_string && (c == ']' || c == '}')) {
+      --depth;
+    }
+  }
+  return false;
+}
+
 const json* Member(const json& object, const char* name) {
   const auto found = object.find(name);
   return found == object.end() ? nullptr : &*found;
@@ -50,6 +71,7 @@ absl::StatusOr<QmpMessage> ParseGreeting(const json& greeting, absl::string_view
 }  // namespace
 
 absl::StatusOr<QmpMessage> ParseQmpMessage(absl::string_view line) {
+  if (IsTooDeep(line)) { return Broken("nested too deep", line); }
   json message = json::parse(line.begin(), line.end(), nullptr, /*allow_exceptions=*/false);
   if (message.is_discarded() || !message.is_object()) { return Broken("not a JSON object", line); }
   if (const json* greeting = ObjectMember(message, "QMP")) { return ParseGreeting(*greeting, line); }
