@@ -1,86 +1,17 @@
-// The agent's real binary, driven by the real client.
-#include <gtest/gtest.h>
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
 
-#include <chrono>
-#include <string>
-#include <vector>
+#include <fstream>
 
 #include "base/error.h"
-#include "base/runtime.h"
-#include "guest/agent/testing/agent_process.h"
-#include "guest/client/agent_client.h"
+#include "guest/agent/testing/agent_fixture.h"
+#include "guest/ttrpc/frame.h"
+#include "guest/ttrpc/sync.h"
+#include "guest/ttrpc/ttrpc.pb.h"
 
 namespace forkd::guest {
 namespace {
-
-using std::chrono::milliseconds;
-using std::chrono::seconds;
-
-Deadline Soon() { return Deadline::In(seconds(30)); }
-
-template <typename T>
-Task<void> Store(Task<T> task, std::optional<T>* result) {
-  result->emplace(co_await std::move(task));
-}
-
-class AgentTest : public testing::Test {
- protected:
-  AgentTest() { runtime_.Start(); }
-  ~AgentTest() override {
-    runtime_.RunBlocking(Drop(&client_));
-  }
-  static Task<void> Drop(std::shared_ptr<AgentClient>* client) {
-    client->reset();
-    co_return;
-  }
-
-  template <typename T>
-  T Run(Task<T> task) {
-    std::optional<T> result;
-    runtime_.RunBlocking(Store(std::move(task), &result));
-    return *std::move(result);
-  }
-
-  void StartAgent(const std::string& runner = "guest/agent/runner.py") {
-    agent_ = std::make_unique<AgentProcess>(runner);
-    Connect();
-  }
-  void Connect() {
-    absl::StatusOr<std::shared_ptr<AgentClient>> client = Run(AgentClient::Connect(agent_->Attach(), agent_->token(), Soon()));
-    ASSERT_TRUE(client.ok()) << client.status();
-    client_ = *std::move(client);
-  }
-
-  static agentpb::ExecStart Program(const std::vector<std::string>& argv) {
-    agentpb::ExecStart start;
-    for (const std::string& argument : argv) { start.add_argv(argument); }
-    return start;
-  }
-  ExecResult Exec(agentpb::ExecStart start, std::string stdin_data = {}) {
-    absl::StatusOr<ExecResult> result = Run(client_->Exec(std::move(start), 1 << 20, Soon(), std::move(stdin_data)));
-    EXPECT_TRUE(result.ok()) << result.status();
-    return result.ok() ? *std::move(result) : ExecResult();
-  }
-  ExecResult Exec(const std::vector<std::string>& argv) { return Exec(Program(argv)); }
-  ExecResult Shell(const std::string& script) { return Exec({"sh", "-c", script}); }
-  agentpb::EvalResponse Eval(const std::string& code, milliseconds timeout = seconds(20)) {
-    agentpb::EvalRequest request;
-    request.set_code(code);
-    request.set_timeout_ns(static_cast<uint64_t>(std::chrono::nanoseconds(timeout).count()));
-    absl::StatusOr<agentpb::EvalResponse> response = Run(client_->Eval(request, Soon()));
-    EXPECT_TRUE(response.ok()) << response.status();
-    return response.ok() ? *response : agentpb::EvalResponse();
-  }
-  agentpb::PingResponse Ping() {
-    absl::StatusOr<agentpb::PingResponse> response = Run(client_->Ping(Soon()));
-    EXPECT_TRUE(response.ok()) << response.status();
-    return response.ok() ? *response : agentpb::PingResponse();
-  }
-
-  Runtime runtime_;
-  std::unique_ptr<AgentProcess> agent_;
-  std::shared_ptr<AgentClient> client_;
-};
 
 TEST_F(AgentTest, PingSaysWhoAnswers) {
   StartAgent();
@@ -90,44 +21,6 @@ TEST_F(AgentTest, PingSaysWhoAnswers) {
   EXPECT_EQ(ping.boot_id().size(), 36u);
   EXPECT_EQ(ping.runner(), agentpb::RUNNER_STATE_STOPPED);
   EXPECT_EQ(ping.running_execs(), 0u);
-}
-
-TEST_F(AgentTest, ExecReturnsExitCodesAndBothOutputs) {
-  StartAgent();
-  EXPECT_EQ(Exec({"true"}).end.exit_code(), 0);
-  EXPECT_EQ(Exec({"true"}).end.outcome_case(), agentpb::ExecEnd::kExitCode);
-  EXPECT_EQ(Exec({"false"}).end.exit_code(), 1);
-  const ExecResult result = Shell("echo out; echo err >&2; exit 7");
-  EXPECT_EQ(result.stdout_data, "out\n");
-  EXPECT_EQ(result.stderr_data, "err\n");
-  EXPECT_EQ(result.end.exit_code(), 7);
-  EXPECT_FALSE(result.stdout_truncated);
-  EXPECT_FALSE(result.end.output_cut());
-}
-
-TEST_F(AgentTest, AMissingProgramIsAnExecError) {
-  StartAgent();
-  for (const char* name : {"no-such-program", "/no/such/program"}) {
-    const ExecResult result = Exec({name});
-    ASSERT_EQ(result.end.outcome_case(), agentpb::ExecEnd::kExecError) << name;
-    EXPECT_EQ(result.end.exec_error().reason(), "NOT_FOUND");
-    EXPECT_NE(result.end.exec_error().message().find(name), std::string::npos);
-  }
-  EXPECT_EQ(Exec({"/etc/passwd"}).end.exec_error().reason(), "NOT_EXECUTABLE");
-  EXPECT_EQ(Ping().running_execs(), 0u);
-}
-
-TEST_F(AgentTest, EvalKeepsStateAndReturnsTheLastExpression) {
-  StartAgent();
-  EXPECT_EQ(Eval("x = 20\nx + 1").value(), "21");
-  EXPECT_EQ(Eval("x * 2").value(), "40");
-  EXPECT_FALSE(Eval("y = 1").has_value());
-  EXPECT_FALSE(Eval("None").has_value());
-  const agentpb::EvalResponse printed = Eval("import sys, os\nprint('hi')\nsys.stderr.write('oops')\nos.system('echo from a child')\n'done'");
-  EXPECT_EQ(printed.stdout_data(), "hi\nfrom a child\n");
-  EXPECT_EQ(printed.stderr_data(), "oops");
-  EXPECT_EQ(printed.value(), "'done'");
-  EXPECT_EQ(Ping().runner(), agentpb::RUNNER_STATE_READY);
 }
 
 TEST_F(AgentTest, PrepareReseedsTheRunnerAndReportsWhatItMayNotDoHere) {
@@ -145,6 +38,164 @@ TEST_F(AgentTest, PrepareReseedsTheRunnerAndReportsWhatItMayNotDoHere) {
   EXPECT_EQ(failed, (std::vector<std::string>{"entropy", "hostname"}));
   EXPECT_EQ(Ping().generation(), 7u);
   EXPECT_NE(Eval("random.random()").value(), "0.13436424411240122");
+}
+
+TEST_F(AgentTest, PrepareRefusesMalformedIdentitiesBeforeItDoesAnything) {
+  StartAgent();
+  const auto refused = [this](const std::function<void(agentpb::PrepareRequest*)>& spoil, const std::string& field) {
+    agentpb::PrepareRequest request;
+    request.set_entropy(std::string(64, 'e'));
+    request.set_generation(9);
+    spoil(&request);
+    const absl::Status status = Run(client_->Prepare(request, Soon())).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << field;
+    EXPECT_NE(std::string(status.message()).find(field), std::string::npos) << status;
+  };
+  refused([](auto* request) { request->set_entropy(std::string(63, 'e')); }, "entropy");
+  refused([](auto* request) { request->set_entropy(std::string(513, 'e')); }, "entropy");
+  refused([](auto* request) { request->set_hostname("under_score"); }, "hostname");
+  refused([](auto* request) { request->set_hostname(std::string(65, 'a')); }, "hostname");
+  refused([](auto* request) { request->set_machine_id("0123456789ABCDEF0123456789ABCDEF"); }, "machine_id");
+  refused([](auto* request) { request->set_boot_id("not-a-uuid"); }, "boot_id");
+  refused([](auto* request) { request->set_wall_clock_ns(-1); }, "wall_clock_ns");
+  EXPECT_EQ(Ping().generation(), 0u);
+}
+
+TEST_F(AgentTest, AnIdleAgentUsesNoCpuAndLittleMemory) {
+  StartAgent();
+  Eval("1");
+  Exec({"true"});
+  const auto switches = [this] {
+    std::ifstream file("/proc/" + std::to_string(agent_->pid()) + "/status");
+    for (std::string line; std::getline(file, line);) {
+      if (line.starts_with("voluntary_ctxt_switches:")) { return std::stol(line.substr(24)); }
+    }
+    return -1L;
+  };
+  Ping();
+  // Its answer is here before it sleeps again.
+  long before = -1;
+  EXPECT_TRUE(Eventually([&] {
+    const long last = std::exchange(before, switches());
+    return last == before;
+  }));
+  std::this_thread::sleep_for(milliseconds(500));  // The claim is that nothing happens in a stretch of time.
+  EXPECT_EQ(switches(), before);
+  EXPECT_LT(agent_->PrivateKib(), 1024);
+}
+
+Task<void> HoldEval(std::shared_ptr<AgentClient> client, absl::Status* status, bool* done) {
+  agentpb::EvalRequest request;
+  request.set_code("import time; time.sleep(0.5); held = 1");
+  *status = (co_await client->Eval(request, Soon())).status();
+  *done = true;
+}
+
+TEST_F(AgentTest, ANewConnectionBeginsCleanWhateverWasUnderWay) {
+  StartAgent();
+  // Output, input and a queue of frames in both directions, cut at many places.
+  for (int round = 0; round < 25; ++round) {
+    std::shared_ptr<ExecStream> loud = Start(Program({"cat", "/dev/zero"}));
+    agentpb::ExecStart silent = Program({"sleep", "600"});
+    silent.set_stdin_open(true);
+    std::shared_ptr<ExecStream> fed = Start(silent);
+    EXPECT_TRUE(Run(loud->Next(Soon())).ok());
+    EXPECT_TRUE(Run(fed->WriteStdin(std::string(100'000 + round * 977, 'x'), Soon())).ok());
+    const std::shared_ptr<AgentClient> old = client_;
+    Connect();
+    EXPECT_EQ(Exec({"echo", "clean"}).stdout_data, "clean\n");
+    EXPECT_TRUE(Eventually([&] { return old->closed(); }));
+    EXPECT_EQ(ReasonOf(old->status()), "AGENT_UNREACHABLE");
+    // What had come is still delivered, then the error.
+    absl::StatusOr<ExecEvent> event = Run(loud->Next(Soon()));
+    while (event.ok()) { event = Run(loud->Next(Soon())); }
+    EXPECT_EQ(ReasonOf(event.status()), "AGENT_UNREACHABLE");
+    Release(&loud);
+    Release(&fed);
+    EXPECT_EQ(Ping().running_execs(), 2u) << "orphans live until they are told to go";
+    agentpb::PrepareRequest request;
+    request.set_entropy(std::string(64, 'e'));
+    request.set_kill_orphans(true);
+    const absl::StatusOr<agentpb::PrepareResponse> prepared = Run(client_->Prepare(request, Soon()));
+    ASSERT_TRUE(prepared.ok()) << prepared.status();
+    EXPECT_EQ(prepared->orphans_killed(), 2u);
+    EXPECT_TRUE(Eventually([&] { return Ping().running_execs() == 0; }));
+  }
+}
+
+TEST_F(AgentTest, AHostCutInMidFrameLeavesNoTrace) {
+  StartAgent();
+  std::string frame;
+  ttrpc::AppendHeader(1000, 1, ttrpc::FrameType::kRequest, 0, &frame);
+  frame += std::string(1000, 'q');
+  for (std::size_t keep : {1u, 5u, 9u, 10u, 11u, 500u, 1009u}) {
+    UniqueFd raw = agent_->Attach();
+    const std::string hello = ttrpc::EncodeHello(agent_->token(), ttrpc::RandomNonce(), 0);
+    const std::string sent = hello.substr(0, keep % 2 == 0 ? 7 : hello.size()) + frame.substr(0, keep);
+    ASSERT_EQ(write(raw.get(), sent.data(), sent.size()), static_cast<ssize_t>(sent.size()));
+    ASSERT_TRUE(Eventually([&] {  // The relay has it.
+      int left = 0;
+      return ioctl(raw.get(), SIOCOUTQ, &left) == 0 && left == 0;
+    }));
+    Connect();
+    EXPECT_EQ(Exec({"echo", "clean"}).stdout_data, "clean\n");
+  }
+}
+
+TEST_F(AgentTest, AnEvaluationThatLostItsHostStillKeepsItsState) {
+  StartAgent();
+  Eval("1");
+  absl::Status status;
+  bool done = false;
+  runtime_.Spawn(HoldEval(client_, &status, &done));
+  ASSERT_TRUE(Eventually([&] { return Ping().runner() == agentpb::RUNNER_STATE_BUSY; }));
+  const std::shared_ptr<AgentClient> old = client_;
+  Connect();
+  EXPECT_EQ(Eval("held").value(), "1");
+  EXPECT_TRUE(Eventually([&] { return Run([](bool* done) -> Task<bool> { co_return *done; }(&done)); }));
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(AgentTest, OneGuestTakesAnyNumberOfConnections) {
+  StartAgent();
+  for (int i = 0; i < 200; ++i) {
+    Connect();
+    EXPECT_EQ(Ping().protocol(), 1u);
+  }
+}
+
+TEST_F(AgentTest, AnUnknownMethodIsUnimplementedAndTheConnectionLives) {
+  StartAgent();
+  // A host that is newer than the agent: by hand, since the client has no such call.
+  UniqueFd raw = agent_->Attach();
+  const ttrpc::Nonce nonce = ttrpc::RandomNonce();
+  std::string bytes = ttrpc::EncodeHello(agent_->token(), nonce, 0);
+  ttrpc::Request request;
+  request.set_service("forkd.agent.v1.AgentService");
+  request.set_method("Levitate");
+  const std::string body = request.SerializeAsString();
+  for (uint32_t id : {1u, 3u}) {
+    ttrpc::AppendHeader(body.size(), id, ttrpc::FrameType::kRequest, id == 3 ? ttrpc::kFlagRemoteOpen : 0, &bytes);
+    bytes += body;
+  }
+  ASSERT_EQ(write(raw.get(), bytes.data(), bytes.size()), static_cast<ssize_t>(bytes.size()));
+  ttrpc::AnswerScanner scanner(agent_->token(), nonce);
+  ttrpc::FrameParser parser;
+  bool synced = false;
+  int refused = 0;
+  while (refused < 2) {
+    char buffer[4096];
+    const ssize_t got = read(raw.get(), buffer, sizeof buffer);
+    ASSERT_GT(got, 0);
+    std::span<const char> in(buffer, static_cast<std::size_t>(got));
+    synced = synced || scanner.Feed(&in);
+    while (synced && parser.Feed(&in) == ttrpc::FrameParser::Result::kFrame) {
+      ttrpc::Response response;
+      ASSERT_TRUE(response.ParseFromString(parser.frame().data));
+      EXPECT_EQ(response.status().code(), 12);
+      ++refused;
+    }
+  }
 }
 
 }  // namespace

@@ -374,7 +374,7 @@ void Runner::OnSocket() {
     }
     if (got < 0) { return; }
     in_.append(buffer, static_cast<std::size_t>(got));
-    while (pid_ == pid && in_.size() >= 5) {
+    while (pid_ == pid && in_.size() >= 4) {
       const uint32_t size = Load32(in_.data());
       if (size < 1 || size > kMaxMessageBytes) {
         Lost("the runner sent a malformed message and was killed", false);

@@ -66,9 +66,14 @@ int RunChild(void* argument) {
     child->failed = stage;
     _exit(127);
   };
-  struct sigaction defaults {};
-  defaults.sa_handler = SIG_DFL;
-  for (int signal = 1; signal < NSIG; ++signal) { sigaction(signal, &defaults, nullptr); }
+  // By system call, for glibc refuses to touch the two signals that it uses itself, which whoever started the agent may have left ignored.
+  struct {
+    void (*handler)(int) = SIG_DFL;
+    unsigned long flags = 0;
+    void (*restorer)() = nullptr;
+    unsigned long mask = 0;
+  } defaults;
+  for (int signal = 1; signal < NSIG; ++signal) { syscall(SYS_rt_sigaction, signal, &defaults, nullptr, sizeof defaults.mask); }
   setsid();
   umask(022);
   // The sources are all above 3 (main() sees to it), so the order does no harm. dup2 clears close-on-exec.
