@@ -1,15 +1,14 @@
 // The store on a file system that fills up: a tmpfs of its own.
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <unistd.h>
 
 #include <filesystem>
 
 #include "base/beneath.h"
 #include "base/error.h"
+#include "base/testing/tiny_disk.h"
 #include "snapshot/store.h"
 #include "snapshot/testing/sample_manifest.h"
 #include "snapshot/testing/sample_pages.h"
@@ -22,23 +21,12 @@ constexpr std::uint64_t kRootBytes = 4096 * kPageBytes;
 class DiskFullTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (::geteuid() != 0) { GTEST_SKIP() << "needs root to mount a tmpfs"; }
-    std::string dir = ::testing::TempDir() + "/full-XXXXXX";
-    ASSERT_NE(::mkdtemp(dir.data()), nullptr);
-    dir_ = dir;
-    if (::mount("tmpfs", dir_.c_str(), "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=0700") != 0) { GTEST_SKIP() << "may not mount a tmpfs"; }
-    mounted_ = true;
-    const UniqueFd state(::open(dir_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!disk_.mounted()) { GTEST_SKIP() << "may not mount a tmpfs"; }
+    const UniqueFd state(::open(disk_.path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     store_ = *SnapshotStore::OpenBlocking(state.get());
     memory_.reset(::memfd_create("disk-full-test", MFD_CLOEXEC));
     ASSERT_EQ(::ftruncate(memory_.get(), kRootBytes), 0);
   }
-  void TearDown() override {
-    store_.reset();
-    if (mounted_) { EXPECT_EQ(::umount2(dir_.c_str(), MNT_DETACH), 0); }
-    if (!dir_.empty()) { std::filesystem::remove(dir_); }
-  }
-
   absl::StatusOr<Manifest> WriteRoot(const char* tag) {
     absl::StatusOr<StagedSnapshot> staged = store_->BeginBlocking(*SnapshotTag::Parse(tag));
     if (!staged.ok()) { return staged.status(); }
@@ -46,10 +34,9 @@ class DiskFullTest : public ::testing::Test {
     if (absl::Status s = staged->WriteMemoryBlocking(memory_.get(), kRootBytes); !s.ok()) { return s; }
     return staged->PublishBlocking(UnpublishedRootForTest());
   }
-  bool Empty() const { return std::filesystem::is_empty(dir_ + "/snapshots"); }
+  bool Empty() const { return std::filesystem::is_empty(disk_.path() + "/snapshots"); }
 
-  std::string dir_;
-  bool mounted_ = false;
+  TinyDisk disk_{"1m"};
   std::unique_ptr<SnapshotStore> store_;
   UniqueFd memory_;
 };
@@ -91,7 +78,7 @@ TEST_F(DiskFullTest, BranchThatDoesNotFitLeavesNothingAndTheRestAsItWas) {
 
 TEST_F(DiskFullTest, ManifestThatDoesNotFitLeavesNothing) {
   // Fill all but a little: the folder and the device state fit, the rest does not.
-  const std::string filler = dir_ + "/filler";
+  const std::string filler = disk_.path() + "/filler";
   UniqueFd fd(::open(filler.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   std::uint64_t at = 0;
   while (WriteAllBlocking(fd.get(), std::string(4096, 'x'), at, "filler").ok()) { at += 4096; }

@@ -360,8 +360,13 @@ absl::StatusOr<std::unique_ptr<SnapshotStore>> SnapshotStore::OpenBlocking(int s
   } else {
     FORKD_RETURN_IF_ERROR(SyncFolder(state_dir_fd));
   }
+  FORKD_ASSIGN_OR_RETURN(const UniqueFd folder, OpenBeneath(state_dir_fd, kFolder, O_RDONLY | O_DIRECTORY));
+  return OpenFolderBlocking(folder.get());
+}
+
+absl::StatusOr<std::unique_ptr<SnapshotStore>> SnapshotStore::OpenFolderBlocking(int folder_fd) {
   auto impl = std::make_unique<Impl>();
-  FORKD_ASSIGN_OR_RETURN(impl->folder, OpenBeneath(state_dir_fd, kFolder, O_RDONLY | O_DIRECTORY));
+  FORKD_ASSIGN_OR_RETURN(impl->folder, OpenBeneath(folder_fd, ".", O_RDONLY | O_DIRECTORY));
   return std::unique_ptr<SnapshotStore>(new SnapshotStore(std::move(impl)));
 }
 

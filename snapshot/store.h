@@ -79,6 +79,8 @@ class SnapshotStore {
  public:
   // Makes `snapshots` (0700) below the state folder if it is absent. The descriptor is borrowed for the call alone.
   static absl::StatusOr<std::unique_ptr<SnapshotStore>> OpenBlocking(int state_dir_fd);
+  // The same for a folder that holds the snapshots themselves (`--snapshot-root`); it must exist.
+  static absl::StatusOr<std::unique_ptr<SnapshotStore>> OpenFolderBlocking(int folder_fd);
   ~SnapshotStore();
 
   // Begins a snapshot. ALREADY_EXISTS TAG_TAKEN if one of that tag is published (checked again at publication). Two may be staged for one tag;

@@ -235,6 +235,14 @@ TEST_F(SnapshotStoreTest, ListsTagsAloneInOrder) {
   EXPECT_EQ(*store_->ListBlocking(), (std::vector<SnapshotTag>{Tag("C_-9"), Tag("a"), Tag("b")}));
 }
 
+TEST_F(SnapshotStoreTest, FolderOfSnapshotsMayBeNamedItself) {
+  ASSERT_TRUE(WriteRoot("t").ok());
+  const UniqueFd folder(::open((dir_ + "/snapshots").c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  const absl::StatusOr<std::unique_ptr<SnapshotStore>> store = SnapshotStore::OpenFolderBlocking(folder.get());
+  ASSERT_TRUE(store.ok()) << store.status();
+  EXPECT_TRUE((*store)->VerifyBlocking(Tag("t")).ok());
+}
+
 TEST_F(SnapshotStoreTest, DeletionIsCompleteAndIdempotent) {
   ASSERT_TRUE(WriteRoot("t").ok());
   ASSERT_TRUE(store_->DeleteBlocking(Tag("t")).ok());
