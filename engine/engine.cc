@@ -211,13 +211,16 @@ Task<absl::StatusOr<ActiveAgent>> Engine::Agent(SandboxId id, Deadline deadline)
   co_return ActiveAgent(sandbox, sandbox->agent);
 }
 
-Task<void> Engine::ShutDown(bool stop_sandboxes) {
+void Engine::BeginShutDown() {
   shutting_down_ = true;
   RescheduleExpiry();
-  co_await expiry_ended_.Wait(Deadline::In(std::chrono::seconds(5)));
   for (const std::weak_ptr<EventQueue>& watcher : watchers_) {
     if (const std::shared_ptr<EventQueue> queue = watcher.lock()) { queue->Close(); }
   }
+}
+
+Task<void> Engine::ShutDown(bool stop_sandboxes) {
+  co_await expiry_ended_.Wait(Deadline::In(std::chrono::seconds(5)));
   std::vector<SandboxId> all;
   for (const auto& [id, sandbox] : sandboxes_) { all.push_back(id); }
   for (const SandboxId& id : all) {
@@ -231,9 +234,7 @@ Task<void> Engine::ShutDown(bool stop_sandboxes) {
     if (it == sandboxes_.end()) { continue; }
     Sandbox& sandbox = *it->second;
     if (sandbox.agent != nullptr) { sandbox.agent->Close(); }
-    if (sandbox.vm != nullptr) {
-      sandbox.vm->Release();
-    }
+    if (sandbox.vm != nullptr) { sandbox.vm->Release(); }
   }
 }
 

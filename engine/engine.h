@@ -91,7 +91,9 @@ class Engine {
 
   // Adopts what an earlier daemon left running and cleans what it left half done. Before anything else.
   Task<absl::Status> Recover();
-  // No new changes; with `stop_sandboxes` every sandbox is deleted, otherwise they go on without a daemon.
+  // No new changes from here on, and every watcher's stream ends.
+  void BeginShutDown();
+  // When no call is under way any more: with `stop_sandboxes` every sandbox is deleted, otherwise they go on without a daemon.
   Task<void> ShutDown(bool stop_sandboxes);
 
   // ---- Snapshots ----
