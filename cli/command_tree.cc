@@ -191,6 +191,9 @@ std::string GroupHelp(const CommandNode& node) {
   AppendSection("Commands", commands, &text);
   AppendSection("Shortcuts", shortcuts, &text);
   absl::StrAppend(&text, "\n`forkctl", node.path.empty() ? "" : " ", node.path, " COMMAND --help` says more.\n");
+  if (node.path.empty()) {
+    absl::StrAppend(&text, "Exit status: 0 done, 1 the call failed, 2 wrong usage; exec and eval exit as the program did.\n");
+  }
   return text;
 }
 

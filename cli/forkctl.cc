@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/time.h"
 #include "cli/command_tree.h"
 #include "cli/contract.h"
@@ -35,6 +36,22 @@ constexpr char kExecMethod[] = "forkd.v1.SandboxService.Exec";
 constexpr std::chrono::milliseconds kUnaryTimeout = std::chrono::minutes(10);
 // Pieces of standard input.
 constexpr size_t kInputPieceBytes = 64 << 10;
+
+// Width of help, and where its descriptions begin.
+constexpr size_t kHelpColumns = 110;
+constexpr size_t kHelpFlagColumns = 34;
+
+// Breaks `text` between words into lines of at most `columns`.
+std::string Wrap(absl::string_view text, size_t columns) {
+  std::string wrapped;
+  size_t used = 0;
+  for (const absl::string_view word : absl::StrSplit(text, ' ', absl::SkipEmpty())) {
+    const bool fits = used == 0 || used + 1 + word.size() <= columns;
+    absl::StrAppend(&wrapped, used == 0 ? "" : fits ? " " : "\n", word);
+    used = (fits && used > 0 ? used + 1 : 0) + word.size();
+  }
+  return wrapped;
+}
 
 const std::vector<std::string>& ValuedGlobalFlags() {
   static const auto* const flags = new std::vector<std::string>{"-o", "--output", "--address", "--timeout"};
@@ -74,12 +91,16 @@ class Command {
         method_(node.method),
         cli_(OptionsOf(node.method).cli()),
         streams_(streams),
-        app_(CommentOf(node.method), absl::StrCat("forkctl ", node.path)),
+        app_(Wrap(CommentOf(node.method), kHelpColumns), absl::StrCat("forkctl ", node.path)),
         flags_(node.method->input_type(), cli_.input_field(), &app_) {
     global_.AddTo(&app_);
+    app_.get_formatter()->column_width(kHelpFlagColumns);
     if (method_->full_name() == kExecMethod) {
       app_.add_flag("-i,--interactive", interactive_, "Connect standard input; the program ends this command, no timeout does.");
       app_.add_flag("-t,--tty", tty_, "Give the program a terminal.");
+    }
+    for (CLI::Option* option : app_.get_options()) {
+      option->description(Wrap(option->get_description(), kHelpColumns - kHelpFlagColumns));
     }
     if (cli_.examples_size() > 0) {
       app_.footer(absl::StrCat("Examples:\n  ", absl::StrJoin(cli_.examples(), "\n  ")));
@@ -411,13 +432,16 @@ class Command {
     if (exec.has_timeout_secs()) {
       start.set_timeout_secs(exec.timeout_secs());
     }
-    v1::ExecExit exit;
-    const grpc::Status status = RunTerminalExecBlocking(
-        global_.address, start, interactive_ ? StandardInput::kConnected : StandardInput::kClosed, streams_, &exit);
-    if (!status.ok()) {
-      PrintError(FailureText(status, method_->input_type(), global_.address));
+    const TerminalOutcome outcome = RunTerminalExecBlocking(
+        global_.address, start, interactive_ ? StandardInput::kConnected : StandardInput::kClosed, streams_);
+    if (outcome.signal != 0) {
+      return 128 + outcome.signal;
+    }
+    if (!outcome.status.ok()) {
+      PrintError(FailureText(outcome.status, method_->input_type(), global_.address));
       return kExitCallFailed;
     }
+    const v1::ExecExit& exit = outcome.exit;
     if (!exit.error().empty()) {
       PrintError(absl::StrCat(Printable(exit.error(), /*multi_line=*/true), "\n"));
     }

@@ -8,6 +8,7 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstdint>
 #include <memory>
@@ -91,76 +92,142 @@ std::optional<v1::TerminalSize> SizeOf(int fd) {
 
 using Stream = grpc::ClientReaderWriter<v1::ExecStreamRequest, v1::ExecStreamResponse>;
 
-// Sends input, resizes and signals until `stop` becomes readable or the stream ends. The only writer of `stream`.
-void SendUntilStopped(Stream* stream, bool tty, StandardInput input, int in, ForwardedSignals* signals, int stop) {
-  std::string buffer(kMaxInputBytes, '\0');
-  // poll(2) ignores negative descriptors: so input is left out once it has ended.
-  pollfd polled[] = {{stop, POLLIN, 0}, {signals->fd(), POLLIN, 0}, {input == StandardInput::kConnected ? in : -1, POLLIN, 0}};
-  if (input == StandardInput::kClosed) {
-    v1::ExecStreamRequest close;
-    close.mutable_close_stdin();
-    if (!stream->Write(close)) {
-      return;
+// From so many signals on, the person wants out more than the program wants to go on.
+constexpr int kSignalsToGiveUp = 3;
+
+// Sends input, resizes and signals on a thread of its own, which is the stream's only writer once the program runs.
+class Sender {
+ public:
+  Sender(Stream* stream, grpc::ClientContext* context, bool tty, StandardInput input, int in, ForwardedSignals* signals)
+      : stream_(stream), context_(context), tty_(tty), input_(input), in_(in), signals_(signals), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+    thread_ = std::thread([this] { Run(); });
+  }
+  ~Sender() { Stop(); }
+  Sender(const Sender&) = delete;
+  Sender& operator=(const Sender&) = delete;
+
+  // From now on input and signals are the program's.
+  void ProgramRuns() {
+    running_ = true;
+    Wake();
+  }
+  void Stop() {
+    stopped_ = true;
+    Wake();
+    if (thread_.joinable()) {
+      thread_.join();
     }
   }
-  while (true) {
-    if (::poll(polled, std::size(polled), -1) < 0) {
-      if (errno == EINTR) {
-        continue;
+  // The signal that ended the call, or 0. After Stop.
+  int ended_by() const { return ended_by_; }
+
+ private:
+  void Wake() {
+    const uint64_t one = 1;
+    [[maybe_unused]] const ssize_t written = ::write(wake_.get(), &one, sizeof(one));
+  }
+
+  void Run() {
+    bool open = true;
+    bool input_open = input_ == StandardInput::kConnected;
+    bool told_closed = false;
+    while (!stopped_) {
+      if (running_ && !input_open && !told_closed) {
+        v1::ExecStreamRequest close;
+        close.mutable_close_stdin();
+        told_closed = true;
+        open = open && stream_->Write(close);
       }
-      return;
-    }
-    if (polled[0].revents != 0) {
-      return;
-    }
-    if (polled[1].revents != 0) {
-      const int number = signals->Next();
-      v1::ExecStreamRequest message;
-      if (number == SIGWINCH) {
-        const std::optional<v1::TerminalSize> size = tty ? SizeOf(in) : std::nullopt;
-        if (size.has_value()) {
-          *message.mutable_resize() = *size;
-        }
-      } else if (number != 0) {
-        message.set_signal(number);
+      if (running_ && resized_early_) {
+        resized_early_ = false;
+        open = OnSignal(SIGWINCH, open);
       }
-      if (message.message_case() != v1::ExecStreamRequest::MESSAGE_NOT_SET && !stream->Write(message)) {
+      // poll(2) ignores negative descriptors: input is left alone until the program runs, and after its end.
+      pollfd polled[] = {{wake_.get(), POLLIN, 0}, {signals_->fd(), POLLIN, 0}, {running_ && open && input_open ? in_ : -1, POLLIN, 0}};
+      if (::poll(polled, std::size(polled), -1) < 0 && errno != EINTR) {
         return;
       }
-    }
-    if (polled[2].revents != 0) {
-      const ssize_t got = ::read(in, buffer.data(), buffer.size());
-      if (got < 0 && (errno == EINTR || errno == EAGAIN)) {
-        continue;
+      if (polled[0].revents != 0) {
+        uint64_t count = 0;
+        [[maybe_unused]] const ssize_t got = ::read(wake_.get(), &count, sizeof(count));
       }
-      v1::ExecStreamRequest message;
-      if (got <= 0) {
-        message.mutable_close_stdin();
-        polled[2].fd = -1;
-      } else {
-        message.set_stdin(buffer.data(), static_cast<size_t>(got));
+      if (polled[1].revents != 0) {
+        open = OnSignal(signals_->Next(), open);
       }
-      if (!stream->Write(message)) {
-        return;
+      if (polled[2].revents != 0) {
+        open = OnInput(&input_open);
       }
     }
   }
-}
+
+  // False: the stream takes no more.
+  bool OnSignal(int number, bool open) {
+    v1::ExecStreamRequest message;
+    if (number == SIGWINCH) {
+      const std::optional<v1::TerminalSize> size = tty_ ? SizeOf(in_) : std::nullopt;
+      if (size.has_value()) {
+        *message.mutable_resize() = *size;
+      }
+    } else if (number != 0) {
+      if (!running_ || ++signal_count_ >= kSignalsToGiveUp) {
+        ended_by_ = number;
+        context_->TryCancel();
+        return false;
+      }
+      message.set_signal(number);
+    }
+    resized_early_ = resized_early_ || (number == SIGWINCH && !running_);
+    if (!running_ || message.message_case() == v1::ExecStreamRequest::MESSAGE_NOT_SET) {
+      return open;
+    }
+    return open && stream_->Write(message);
+  }
+
+  bool OnInput(bool* input_open) {
+    const ssize_t got = ::read(in_, buffer_.data(), buffer_.size());
+    if (got < 0 && (errno == EINTR || errno == EAGAIN)) {
+      return true;
+    }
+    if (got <= 0) {
+      *input_open = false;
+      return true;
+    }
+    v1::ExecStreamRequest message;
+    message.set_stdin(buffer_.data(), static_cast<size_t>(got));
+    return stream_->Write(message);
+  }
+
+  Stream* const stream_;
+  grpc::ClientContext* const context_;
+  const bool tty_;
+  const StandardInput input_;
+  const int in_;
+  ForwardedSignals* const signals_;
+  const UniqueFd wake_;
+  std::string buffer_ = std::string(kMaxInputBytes, '\0');
+  int signal_count_ = 0;
+  bool resized_early_ = false;
+  int ended_by_ = 0;
+  std::atomic<bool> running_ = false;
+  std::atomic<bool> stopped_ = false;
+  std::thread thread_;
+};
 
 }  // namespace
 
-grpc::Status RunTerminalExecBlocking(const std::string& address, const v1::ExecStart& start, StandardInput input,
-                                     const StandardStreams& streams, v1::ExecExit* exit) {
+TerminalOutcome RunTerminalExecBlocking(const std::string& address, const v1::ExecStart& start, StandardInput input,
+                                        const StandardStreams& streams) {
+  TerminalOutcome outcome;
   // Before gRPC makes a thread: threads inherit the mask.
   ForwardedSignals signals;
-  const UniqueFd stop(::eventfd(0, EFD_CLOEXEC));
-  if (signals.fd() < 0 || !stop.valid()) {
-    return {grpc::StatusCode::RESOURCE_EXHAUSTED, "no file descriptors are left for the terminal"};
+  if (signals.fd() < 0) {
+    outcome.status = {grpc::StatusCode::RESOURCE_EXHAUSTED, "no file descriptors are left for the terminal"};
+    return outcome;
   }
-
   const std::unique_ptr<v1::SandboxService::Stub> stub = v1::SandboxService::NewStub(Connect(address));
   grpc::ClientContext context;
   const std::unique_ptr<Stream> stream(stub->ExecStream(&context));
+  Sender sender(stream.get(), &context, start.tty(), input, streams.in, &signals);
   v1::ExecStreamRequest first;
   *first.mutable_start() = start;
   if (start.tty()) {
@@ -168,61 +235,49 @@ grpc::Status RunTerminalExecBlocking(const std::string& address, const v1::ExecS
       *first.mutable_start()->mutable_size() = *size;
     }
   }
-  stream->Write(first);
+  stream->Write(first);  // If it fails, so does Read, and Finish says why.
 
   v1::ExecStreamResponse message;
+  std::optional<RawMode> raw;
   bool exited = false;
   bool output_lost = false;
-  {
-    std::optional<RawMode> raw;
-    std::thread sender;
-    // Raw only once the program runs: until then ^C means this program.
-    const auto connect = [&] {
-      if (start.tty() && !raw.has_value()) {
-        raw.emplace(streams.in);
-      }
-      sender = std::thread([&] { SendUntilStopped(stream.get(), start.tty(), input, streams.in, &signals, stop.get()); });
-    };
-    while (stream->Read(&message)) {
-      switch (message.message_case()) {
-        case v1::ExecStreamResponse::kStarted:
-          if (!sender.joinable()) {
-            connect();
-          }
-          break;
-        case v1::ExecStreamResponse::kStdout:
-          output_lost |= !WriteAllBlocking(streams.out, message.stdout());
-          break;
-        case v1::ExecStreamResponse::kStderr:
-          output_lost |= !WriteAllBlocking(streams.err, message.stderr());
-          break;
-        case v1::ExecStreamResponse::kExit:
-          *exit = message.exit();
-          exited = true;
-          break;
-        case v1::ExecStreamResponse::MESSAGE_NOT_SET:
-          break;  // Of a newer daemon.
-      }
-      if (output_lost) {
-        // Nobody reads: the program should not run on unseen.
-        context.TryCancel();
+  while (!output_lost && stream->Read(&message)) {
+    switch (message.message_case()) {
+      case v1::ExecStreamResponse::kStarted:
+        // Raw only once the program runs: until then ^C means this program.
+        if (start.tty()) {
+          raw.emplace(streams.in);
+        }
+        sender.ProgramRuns();
         break;
-      }
-    }
-    if (sender.joinable()) {
-      const uint64_t one = 1;
-      [[maybe_unused]] const ssize_t woken = ::write(stop.get(), &one, sizeof(one));
-      sender.join();
+      case v1::ExecStreamResponse::kStdout:
+        output_lost = !WriteAllBlocking(streams.out, message.stdout());
+        break;
+      case v1::ExecStreamResponse::kStderr:
+        output_lost = !WriteAllBlocking(streams.err, message.stderr());
+        break;
+      case v1::ExecStreamResponse::kExit:
+        outcome.exit = message.exit();
+        exited = true;
+        break;
+      case v1::ExecStreamResponse::MESSAGE_NOT_SET:
+        break;  // Of a newer daemon.
     }
   }
-  const grpc::Status status = stream->Finish();
   if (output_lost) {
-    return {grpc::StatusCode::ABORTED, "standard output cannot be written"};
+    // Nobody reads: the program should not run on unseen.
+    context.TryCancel();
   }
-  if (status.ok() && !exited) {
-    return {grpc::StatusCode::INTERNAL, "the stream ended without the program's exit"};
+  sender.Stop();
+  raw.reset();
+  outcome.signal = exited ? 0 : sender.ended_by();
+  outcome.status = stream->Finish();
+  if (output_lost) {
+    outcome.status = {grpc::StatusCode::ABORTED, "standard output cannot be written"};
+  } else if (outcome.status.ok() && !exited) {
+    outcome.status = {grpc::StatusCode::INTERNAL, "the stream ended without the program's exit"};
   }
-  return status;
+  return outcome;
 }
 
 }  // namespace forkd::cli

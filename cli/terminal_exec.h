@@ -13,12 +13,18 @@ namespace forkd::cli {
 
 enum class StandardInput { kConnected, kClosed };
 
-// Runs `start` and connects the streams; with `start.tty` the terminal on `streams.in` is in raw mode meanwhile and is restored on every way out,
-// signals included. SIGWINCH becomes a resize; SIGINT, SIGQUIT, SIGTERM and SIGHUP go to the program. On OK `exit` says how it ended.
-// Blocking. Connects to `address` itself: the signals must be blocked before gRPC starts its threads, or one of those takes them and dies. So no
-// other channel may have been made before in this process.
-grpc::Status RunTerminalExecBlocking(const std::string& address, const v1::ExecStart& start, StandardInput input,
-                                     const StandardStreams& streams, v1::ExecExit* exit);
+struct TerminalOutcome {
+  grpc::Status status;
+  v1::ExecExit exit;  // How the program ended, where `status` is OK.
+  int signal = 0;     // Not 0: this signal ended the wait for the program, and `status` is CANCELLED.
+};
+
+// Runs `start` and connects the streams; with `start.tty` the terminal on `streams.in` is in raw mode while the program runs, and is restored on
+// every way out. SIGWINCH becomes a resize; SIGINT, SIGQUIT, SIGTERM and SIGHUP go to the program, but before it runs, and from the third on, they
+// end the call. Blocking. Connects to `address` itself: the signals must be blocked before gRPC starts its threads, or one of those takes them and
+// dies. So no other channel may have been made before in this process.
+TerminalOutcome RunTerminalExecBlocking(const std::string& address, const v1::ExecStart& start, StandardInput input,
+                                        const StandardStreams& streams);
 
 }  // namespace forkd::cli
 

@@ -10,6 +10,7 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -136,6 +137,28 @@ TEST(TerminalTest, SignalGoesToTheProgramAndTheTerminalIsRestored) {
   session.Signal(SIGTERM);
   ASSERT_TRUE(session.Expect("signal 15"));
   EXPECT_EQ(session.Wait(), 128 + 15);
+  EXPECT_TRUE(session.IsAsBefore());
+}
+
+TEST(TerminalTest, SignalBeforeTheProgramRunsEndsForkctl) {
+  FakeDaemon daemon;
+  TerminalSession session(daemon.address(), {"exec", "-it", "sb-65f0a1b2-0001", "--", "never-starts"});
+  daemon.sandboxes().AwaitStream();
+  session.Type("\x03");
+  EXPECT_EQ(session.Wait(), 128 + SIGINT);
+  EXPECT_TRUE(session.IsAsBefore());
+}
+
+TEST(TerminalTest, ThirdSignalGivesUpOnAProgramThatIgnoresThem) {
+  FakeDaemon daemon;
+  TerminalSession session(daemon.address(), {"exec", "-it", "sb-65f0a1b2-0001", "--", "stubborn"});
+  ASSERT_TRUE(session.Expect("size 31x97\r\n"));
+  session.Signal(SIGTERM);
+  ASSERT_TRUE(session.Expect("ignored 15"));
+  session.Signal(SIGHUP);
+  ASSERT_TRUE(session.Expect("ignored 1\r"));
+  session.Signal(SIGTERM);
+  EXPECT_EQ(session.Wait(), 128 + SIGTERM);
   EXPECT_TRUE(session.IsAsBefore());
 }
 

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -115,6 +116,11 @@ class FakeSandboxes : public v1::SandboxService::Service {
     const std::lock_guard<std::mutex> lock(mutex_);
     return last_exec_;
   }
+  // Until a client has begun to run "never-starts".
+  void AwaitStream() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    stream_began_.wait_for(lock, std::chrono::seconds(20), [this] { return stream_begun_; });
+  }
   v1::CreateSandboxesRequest last_create() {
     const std::lock_guard<std::mutex> lock(mutex_);
     return last_create_;
@@ -206,6 +212,16 @@ class FakeSandboxes : public v1::SandboxService::Service {
       stream->Write(answer);
       return grpc::Status::OK;
     }
+    if (start.args(0) == "never-starts") {
+      {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        stream_begun_ = true;
+      }
+      stream_began_.notify_all();
+      while (stream->Read(&message)) {
+      }
+      return grpc::Status::CANCELLED;
+    }
     answer.mutable_started()->set_pid(42);
     stream->Write(answer);
     const auto say = [&](const std::string& text) {
@@ -220,6 +236,8 @@ class FakeSandboxes : public v1::SandboxService::Service {
     while (stream->Read(&message)) {
       if (message.has_resize()) {
         say(absl::StrCat("resized ", message.resize().rows(), "x", message.resize().columns(), "\r\n"));
+      } else if (message.message_case() == v1::ExecStreamRequest::kSignal && start.args(0) == "stubborn") {
+        say(absl::StrCat("ignored ", message.signal(), "\r\n"));
       } else if (message.message_case() == v1::ExecStreamRequest::kSignal) {
         say(absl::StrCat("signal ", message.signal(), "\n"));
         exit_code = -message.signal();
@@ -313,6 +331,8 @@ class FakeSandboxes : public v1::SandboxService::Service {
   }
 
   std::mutex mutex_;
+  std::condition_variable stream_began_;
+  bool stream_begun_ = false;
   v1::ExecRequest last_exec_;
   v1::CreateSandboxesRequest last_create_;
 };
