@@ -23,6 +23,11 @@ forkd_bazel_flags() {
   for other in "$(forkd_cache_dir)"/bazel-*; do
     [[ "$other" == "$folder" ]] || rm -rf "$other"
   done
+  # Bazel 4 never deletes from it: started anew when it has grown beyond what twenty builds of everything need.
+  if (($(du -sm "$folder" | cut -f1) > 8192)); then
+    rm -rf "$folder"
+    mkdir -p "$folder"
+  fi
   echo "--disk_cache=$folder"
 }
 
