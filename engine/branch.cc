@@ -76,8 +76,8 @@ Task<absl::StatusOr<SnapshotView>> Engine::BranchSteps(SandboxPtr sandbox, Branc
   SetState(*sandbox, SandboxState::kBranching);
   const auto stopped = std::chrono::steady_clock::now();
   absl::Status paused = co_await sandbox->vm->Pause(deadline);
-  absl::StatusOr<std::string> state = paused;
-  absl::StatusOr<PageSet> pages = paused;
+  absl::StatusOr<std::string> state;
+  absl::StatusOr<PageSet> pages;
   if (paused.ok()) { state = co_await sandbox->vm->SaveDeviceState(deadline); }
   if (state.ok()) { pages = co_await sandbox->vm->CollectDivergedPages(deadline); }
   absl::Status resumed;
@@ -85,6 +85,7 @@ Task<absl::StatusOr<SnapshotView>> Engine::BranchSteps(SandboxPtr sandbox, Branc
   if (before == SandboxState::kRunning) { resumed = co_await sandbox->vm->Resume(Deadline::In(std::chrono::seconds(30))); }
   const auto pause = std::chrono::steady_clock::now() - stopped;
   if (sandbox->state() == SandboxState::kBranching) { SetState(*sandbox, before); }
+  FORKD_CO_RETURN_IF_ERROR(paused);
   if (!state.ok()) { co_return state.status(); }
   if (!pages.ok()) { co_return pages.status(); }
   FORKD_CO_RETURN_IF_ERROR(resumed);
