@@ -27,7 +27,7 @@ absl::Status DatabaseError(sqlite3* connection, absl::string_view what) {
     case SQLITE_NOTADB:
     case SQLITE_CORRUPT:
       return Error(absl::StatusCode::kFailedPrecondition, Reason::kRegistry,
-                   absl::StrCat(message, "; move the file away (running sandboxes are then not found again) or restore it"));
+                   absl::StrCat(message, "; restore the file from a backup, or move it away and lose sight of the running sandboxes"));
     case SQLITE_CONSTRAINT:
       if (code == SQLITE_CONSTRAINT_PRIMARYKEY) { return Error(absl::StatusCode::kAlreadyExists, Reason::kInternal, message); }
       break;
@@ -144,6 +144,7 @@ absl::StatusOr<std::int64_t> Database::UserVersion() {
 absl::Status Database::Migrate(absl::Span<const char* const> migrations) {
   const auto newest = static_cast<std::int64_t>(migrations.size());
   FORKD_ASSIGN_OR_RETURN(const std::int64_t found, UserVersion());
+  created_ = found == 0;
   if (found < 0 || found > newest) {
     return Error(absl::StatusCode::kFailedPrecondition, Reason::kRegistry,
                  absl::StrCat("registry ", Quoted(path_), ": has schema version ", found, ", this forkd knows up to ", newest,

@@ -63,6 +63,8 @@ class Database {
   // `sql` is a literal: its address is the cache's key.
   absl::StatusOr<Statement> Prepare(const char* sql);
   absl::Status Execute(const char* sql);
+  // True if the file was empty or absent when it was opened.
+  bool created() const { return created_; }
   // Rows that the last INSERT, UPDATE or DELETE touched.
   std::int64_t changes() const { return sqlite3_changes64(connection_); }
 
@@ -84,6 +86,7 @@ class Database {
 
   sqlite3* connection_;
   std::string path_;
+  bool created_ = false;
   std::map<const char*, sqlite3_stmt*> statements_;
 };
 

@@ -105,6 +105,8 @@ absl::StatusOr<std::unique_ptr<Registry>> Registry::OpenBlocking(const std::stri
   return std::unique_ptr<Registry>(new Registry(std::move(impl)));
 }
 
+bool Registry::created() const { return impl_->Read([](const Database& db) { return db.created(); }); }
+
 // ---- Sandboxes ----
 
 absl::Status Registry::InsertSandboxesBlocking(absl::Span<const SandboxRow> rows) {

@@ -46,6 +46,10 @@ class Registry {
   static absl::StatusOr<std::unique_ptr<Registry>> OpenBlocking(const std::string& state_dir);
   ~Registry();
 
+  // True if this object's OpenBlocking made the database. Snapshot folders that lie beside a new registry are not leftovers of deleted rows: the
+  // file was lost, and their manifests tell all that their rows need (InsertSnapshotBlocking takes READY rows, roots first).
+  bool created() const;
+
   // ---- Sandboxes ----
 
   // All or none; generation becomes 1. NOT_FOUND SNAPSHOT_UNKNOWN or FAILED_PRECONDITION SNAPSHOT_NOT_READY if a row's snapshot is not READY at

@@ -483,6 +483,21 @@ TEST_F(RegistryTest, ReadySnapshotCarriesItsResult) {
 
 // ---- The file ----
 
+TEST_F(RegistryTest, KnowsWhetherItIsNewAndTakesSnapshotsThatWereThereBefore) {
+  EXPECT_TRUE(registry_->created());
+  SnapshotRow root(Tag("root"), Tag("root"));
+  root.status = SnapshotStatus::kReady;
+  SnapshotRow leaf(Tag("leaf"), Tag("root"));
+  leaf.status = SnapshotStatus::kReady;
+  leaf.kind = SnapshotKind::kBranch;
+  leaf.parent_tag = Tag("root");
+  ASSERT_TRUE(registry_->InsertSnapshotBlocking(root).ok());
+  ASSERT_TRUE(registry_->InsertSnapshotBlocking(leaf).ok());
+  Open();
+  EXPECT_FALSE(registry_->created());
+  EXPECT_TRUE(registry_->InsertSandboxesBlocking({SandboxRow(Id(1), Tag("leaf"), Tag("root"))}).ok());
+}
+
 TEST_F(RegistryTest, FileOfANewerForkdIsRefused) {
   Sql("PRAGMA user_version=999");
   registry_.reset();
