@@ -180,6 +180,7 @@ static void command(void) {
   else if (is("vstat", &p)) { puts("vsock irqs "); putd(virtio_irqs); puts(" resets "); putd(vsock_resets); puts(" echoed "); putd(vsock_echoed); puts(" serial "); putd(vserial_echoed); nl(); }
   else if (is("idle", &p)) { arg(p, &a, 1); cmd_idle(a); }
   else if (is("reset", &p)) { outb(0x64, 0xfe); for (;;) ; }
+  else if (is("triple", &p)) { struct { u16 l; u64 b; } __attribute__((packed)) none = { 0, 0 }; __asm__ volatile("lidt %0; ud2" ::"m"(none)); }
   else if (is("crash", &p)) __asm__ volatile("ud2");
   else { puts("echo "); puts(line); nl(); }
 }
