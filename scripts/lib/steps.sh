@@ -58,7 +58,8 @@ step() {
   [[ -t 1 ]] && ((shown == 1)) && printf '\r\033[K'
   if ((status != 0)); then
     printf '  %s: failed after %s (status %d). The end of %s:\n' "$title" "$(forkd_duration "$FORKD_STEP_MS")" "$status" "$FORKD_STEP_LOG" >&2
-    tail -n "${FORKD_STEP_TAIL:-25}" "$FORKD_STEP_LOG" | sed 's/^/    /' >&2
+    # Debian's Bazel writes its sandbox's debug lines into the output of failed commands.
+    grep -v 'src/main/tools/linux-sandbox' "$FORKD_STEP_LOG" | tail -n "${FORKD_STEP_TAIL:-25}" | sed 's/^/    /' >&2
     return "$status"
   fi
   printf '  %s: %s\n' "$title" "$(forkd_duration "$FORKD_STEP_MS")"
