@@ -35,7 +35,7 @@ Task<absl::StatusOr<SnapshotView>> Engine::Branch(BranchSpec spec, Deadline dead
   row.labels = spec.labels;
   row.request_id = spec.request_id;
   SnapshotView view(row);
-  view.dir = absl::StrCat(options_.state_dir, "/snapshots/", spec.tag.str());
+  view.dir = SnapshotDirOf(spec.tag);
   snapshots_.emplace(spec.tag, view);
   auto insert = [registry = parts_.registry, row] { return registry->InsertSnapshotBlocking(row); };
   if (absl::Status inserted = co_await parts_.pool->Run(std::move(insert)); !inserted.ok()) {
@@ -131,8 +131,6 @@ Task<absl::StatusOr<SnapshotView>> Engine::BranchSteps(SandboxPtr sandbox, Branc
   view.row.pause_ms = pause_us / 1000;
   view.row.page_count = shared_pages->page_count();
   view.row.physical_bytes = published->second.total_physical_bytes;
-  auto mark = [registry = parts_.registry, ready = view.row] { return registry->MarkSnapshotReadyBlocking(ready, std::nullopt); };
-  FORKD_CO_RETURN_IF_ERROR(co_await parts_.pool->Run(std::move(mark)));
   const auto& machine = published->first.machine();
   view.vmm = machine.at("vmm");
   view.vmm_version = machine.at("vmm_version");
@@ -141,6 +139,10 @@ Task<absl::StatusOr<SnapshotView>> Engine::BranchSteps(SandboxPtr sandbox, Branc
   view.agent_version = published->first.agent_version();
   view.device_state_bytes = static_cast<std::int64_t>(state->size());
   view.pause_us = pause_us;
+  std::optional<IdempotentResult> reply;
+  if (spec.remember) { reply = spec.remember(view); }
+  auto mark = [registry = parts_.registry, ready = view.row, reply = std::move(reply)] { return registry->MarkSnapshotReadyBlocking(ready, reply); };
+  FORKD_CO_RETURN_IF_ERROR(co_await parts_.pool->Run(std::move(mark)));
   snapshots_.at(spec.tag) = view;
 
   // Where memory is short the next fork reads the pages from disk instead.

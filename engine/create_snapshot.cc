@@ -77,7 +77,7 @@ Task<absl::StatusOr<SnapshotView>> Engine::CreateSnapshot(CreateSnapshotSpec spe
   row.labels = wanted.labels;
   row.request_id = wanted.request_id;
   SnapshotView view(row);
-  view.dir = absl::StrCat(options_.state_dir, "/snapshots/", wanted.tag.str());
+  view.dir = SnapshotDirOf(wanted.tag);
   // Visible at once, as `writing`: a second call with this tag is refused from here on.
   snapshots_.emplace(wanted.tag, view);
   auto insert = [registry = parts_.registry, row] { return registry->InsertSnapshotBlocking(row); };
@@ -207,14 +207,16 @@ Task<absl::StatusOr<SnapshotView>> Engine::BuildRoot(std::shared_ptr<RootBuild> 
   SnapshotView view = snapshots_.at(spec.tag);
   view.row.status = SnapshotStatus::kReady;
   view.row.physical_bytes = published->second.total_physical_bytes;
-  auto mark = [registry = parts_.registry, row = view.row] { return registry->MarkSnapshotReadyBlocking(row, std::nullopt); };
-  FORKD_CO_RETURN_IF_ERROR(co_await parts_.pool->Run(std::move(mark)));
   view.device_state_bytes = static_cast<std::int64_t>(state->size());
   view.vmm = published->first.machine().at("vmm");
   view.vmm_version = published->first.machine().at("vmm_version");
   view.accelerator = published->first.machine().at("accelerator");
   view.image_hash = build->image.hash;
   view.agent_version = ping->agent_version();
+  std::optional<IdempotentResult> reply;
+  if (spec.remember) { reply = spec.remember(view); }
+  auto mark = [registry = parts_.registry, row = view.row, reply = std::move(reply)] { return registry->MarkSnapshotReadyBlocking(row, reply); };
+  FORKD_CO_RETURN_IF_ERROR(co_await parts_.pool->Run(std::move(mark)));
   snapshots_.at(spec.tag) = view;
 
   auto resident = std::make_shared<ResidentSnapshot>();

@@ -79,7 +79,7 @@ Engine::Engine(Parts parts, EngineOptions options)
     : parts_(parts),
       options_(std::move(options)),
       admission_(options_.memory_budget_mib, HostAvailableMib),
-      resident_(parts.runtime->executor(), parts.pool, parts.store, absl::StrCat(options_.state_dir, "/snapshots"), parts.driver, &admission_),
+      resident_(parts.runtime->executor(), parts.pool, parts.store, options_.snapshot_root, parts.driver, &admission_),
       expiry_changed_(parts.runtime->executor()),
       expiry_ended_(parts.runtime->executor()) {}
 
@@ -96,6 +96,8 @@ absl::StatusOr<Engine::SandboxPtr> Engine::Find(const SandboxId& id) const {
 }
 
 std::string Engine::RunDirOf(absl::string_view id) const { return absl::StrCat(options_.state_dir, "/run/", id); }
+
+std::string Engine::SnapshotDirOf(const SnapshotTag& tag) const { return absl::StrCat(options_.snapshot_root, "/", tag.str()); }
 
 Task<absl::Status> Engine::MakeRunDir(std::string path) {
   auto make = [path]() -> absl::Status {
@@ -127,6 +129,22 @@ Task<absl::Status> Engine::Persist(SandboxPtr sandbox) {
     co_return generation.status();
   }
   sandbox->view.row.generation = *generation;
+  co_return absl::OkStatus();
+}
+
+Task<absl::Status> Engine::PersistAll(std::vector<SandboxPtr> sandboxes, std::optional<IdempotentResult> reply) {
+  std::vector<AsyncMutex::Guard> guards;
+  std::vector<SandboxRow> rows;
+  for (const SandboxPtr& sandbox : sandboxes) {
+    std::optional<AsyncMutex::Guard> guard = co_await sandbox->row_write.Acquire(Deadline::Never());
+    guards.push_back(*std::move(guard));
+  }
+  std::erase_if(sandboxes, [this](const SandboxPtr& sandbox) { return !sandboxes_.contains(sandbox->id()); });
+  for (const SandboxPtr& sandbox : sandboxes) { rows.push_back(sandbox->view.row); }
+  auto write = [registry = parts_.registry, &rows, &reply] { return registry->UpdateSandboxesBlocking(rows, reply); };
+  absl::StatusOr<std::vector<std::int64_t>> generations = co_await parts_.pool->Run(std::move(write));
+  if (!generations.ok()) { co_return generations.status(); }
+  for (std::size_t i = 0; i < sandboxes.size(); ++i) { sandboxes[i]->view.row.generation = (*generations)[i]; }
   co_return absl::OkStatus();
 }
 

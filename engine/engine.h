@@ -35,6 +35,7 @@ namespace forkd::engine {
 
 struct EngineOptions {
   std::string state_dir;       // absolute
+  std::string snapshot_root;   // absolute; where the store keeps its snapshots
   int64_t memory_budget_mib = 0;
   int restore_window = 2;      // restores under way at once in one call: about as many as there are cores
   int max_sandboxes = 10000;
@@ -137,8 +138,11 @@ class Engine {
 
   absl::StatusOr<SandboxPtr> Find(const SandboxId& id) const;
   std::string RunDirOf(absl::string_view id) const;
+  std::string SnapshotDirOf(const SnapshotTag& tag) const;
   Task<absl::Status> MakeRunDir(std::string path);
   Task<void> RemoveRunDir(std::string path);
+  // Writes the rows as they are now, in one transaction with the call's reply where there is an idempotency key.
+  Task<absl::Status> PersistAll(std::vector<SandboxPtr> sandboxes, std::optional<IdempotentResult> reply);
   // Writes the row as it is now. What the registry refuses is logged and answered.
   Task<absl::Status> Persist(SandboxPtr sandbox);
   void Announce(SandboxEventKind kind, const Sandbox& sandbox);

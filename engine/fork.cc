@@ -145,8 +145,14 @@ Task<absl::StatusOr<ForkResult>> Engine::Fork(ForkSpec spec, Deadline deadline) 
   for (const SandboxPtr& child : alive) {
     child->view.ready_ms = ready_ms;
     if (child->state() == SandboxState::kStarting) { SetState(*child, SandboxState::kRunning); }
-    FORKD_CO_RETURN_IF_ERROR(co_await Persist(child));
     result.sandboxes.push_back(child->view);
+  }
+  std::optional<IdempotentResult> reply;
+  if (spec.remember) { reply = spec.remember(result); }
+  if (const absl::Status written = co_await PersistAll(alive, std::move(reply)); !written.ok()) {
+    // What the next daemon would take for unfinished is not handed over.
+    for (const SandboxPtr& child : alive) { static_cast<void>(co_await DeleteSandbox(child->id())); }
+    co_return written;
   }
   RescheduleExpiry();
   spdlog::info("forked snapshot={} n={} failed={} ms={} request={}", spec.snapshot.str(), result.sandboxes.size(), result.failures.size(), ready_ms,

@@ -17,6 +17,48 @@ namespace {
 constexpr std::chrono::seconds kAdoptDeadline{15};
 constexpr std::size_t kAdoptWindow = 8;
 
+// The row that a snapshot's manifest describes.
+absl::StatusOr<SnapshotRow> RowOf(const SnapshotTag& tag, const snapshot::Manifest& manifest) {
+  FORKD_ASSIGN_OR_RETURN(SnapshotTag root, SnapshotTag::Parse(manifest.root_tag(), "root_tag"));
+  SnapshotRow row(tag, std::move(root));
+  row.kind = manifest.kind() == snapshot::BRANCH ? SnapshotKind::kBranch : SnapshotKind::kRoot;
+  if (row.kind == SnapshotKind::kBranch) {
+    FORKD_ASSIGN_OR_RETURN(row.parent_tag, SnapshotTag::Parse(manifest.parent_tag(), "parent_tag"));
+    FORKD_ASSIGN_OR_RETURN(row.branched_from, SandboxId::Parse(manifest.branched_from(), "branched_from"));
+  }
+  row.created_at_unix = manifest.created_at_unix();
+  row.depth = manifest.depth();
+  row.pause_ms = manifest.pause_ms();
+  row.memory_bytes = manifest.memory_bytes();
+  row.page_count = manifest.pages().page_count();
+  row.memory_mib = manifest.shape().memory_mib();
+  row.vcpus = manifest.shape().vcpus();
+  row.image = manifest.image().name();
+  row.labels = Labels(manifest.labels().begin(), manifest.labels().end());
+  return row;
+}
+
+absl::Status TakeInSnapshots(Registry& registry, snapshot::SnapshotStore& store, const std::map<SnapshotTag, snapshot::Manifest>& manifests,
+                             std::vector<SnapshotRow>& rows) {
+  for (const snapshot::Kind kind : {snapshot::ROOT, snapshot::BRANCH}) {
+    for (const auto& [tag, manifest] : manifests) {
+      if (manifest.kind() != kind) { continue; }
+      absl::StatusOr<SnapshotRow> row = RowOf(tag, manifest);
+      const absl::Status inserted = row.ok() ? registry.InsertSnapshotBlocking(*row) : row.status();
+      if (!inserted.ok()) {
+        spdlog::error("snapshot not taken in tag={} error=\"{}\"", tag.str(), std::string(inserted.message()));
+        continue;
+      }
+      if (const absl::StatusOr<snapshot::SnapshotSizes> sizes = store.SizesBlocking(tag); sizes.ok()) { row->physical_bytes = sizes->total_physical_bytes; }
+      row->status = SnapshotStatus::kReady;
+      FORKD_RETURN_IF_ERROR(registry.MarkSnapshotReadyBlocking(*row, std::nullopt));
+      spdlog::info("taken in snapshot={} kind={}", tag.str(), std::string(SnapshotKindName(row->kind)));
+      rows.push_back(*row);
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 Task<absl::Status> Engine::Recover() {
@@ -41,13 +83,23 @@ Task<absl::Status> Engine::Recover() {
         found.manifests.emplace(row.tag, *std::move(manifest));
       }
     }
-    // A published folder without a row: its row was deleted, and then the daemon was.
     FORKD_ASSIGN_OR_RETURN(const std::vector<SnapshotTag> on_disk, parts_.store->ListBlocking());
     for (const SnapshotTag& tag : on_disk) {
       if (known.contains(tag)) { continue; }
+      if (parts_.registry->created()) {
+        // The registry is new and the snapshots are not: it was lost, or moved. What can be read is taken in, roots first (below).
+        if (absl::StatusOr<snapshot::Manifest> manifest = parts_.store->ReadManifestBlocking(tag); manifest.ok()) {
+          found.manifests.emplace(tag, *std::move(manifest));
+        } else {
+          spdlog::error("snapshot not taken in tag={} error=\"{}\"", tag.str(), std::string(manifest.status().message()));
+        }
+        continue;
+      }
+      // A published folder without a row: its row was deleted, and then the daemon was killed.
       spdlog::info("recovered: removing the folder of deleted snapshot={}", tag.str());
       FORKD_RETURN_IF_ERROR(parts_.store->DeleteBlocking(tag));
     }
+    if (parts_.registry->created()) { FORKD_RETURN_IF_ERROR(TakeInSnapshots(*parts_.registry, *parts_.store, found.manifests, found.snapshots)); }
     return found;
   };
   absl::StatusOr<Found> found = co_await parts_.pool->Run(std::move(read));
@@ -55,7 +107,7 @@ Task<absl::Status> Engine::Recover() {
 
   for (const SnapshotRow& row : found->snapshots) {
     SnapshotView view(row);
-    view.dir = absl::StrCat(options_.state_dir, "/snapshots/", row.tag.str());
+    view.dir = SnapshotDirOf(row.tag);
     snapshots_.emplace(row.tag, view);
     if (row.status == SnapshotStatus::kWriting) {
       // Nobody was told that it exists: it never did.

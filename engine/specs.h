@@ -4,16 +4,27 @@
 #define FORKD_ENGINE_SPECS_H_
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "base/ids.h"
+#include "engine/registry/registry.h"
 #include "engine/registry/rows.h"
 #include "vmm/vmm.h"
 
 namespace forkd::engine {
+
+struct SandboxView;
+struct SnapshotView;
+struct ForkResult;
+
+// For a call with an idempotency key: the reply to keep, made from what the call is about to answer. Stored in the transaction that makes the
+// result durable, so that a daemon killed right afterwards still replays it.
+template <typename Result>
+using Remember = std::function<std::optional<IdempotentResult>(const Result&)>;
 
 struct CreateSnapshotSpec {
   explicit CreateSnapshotSpec(SnapshotTag t) : tag(std::move(t)) {}
@@ -27,6 +38,7 @@ struct CreateSnapshotSpec {
   std::optional<std::string> warmup;
   Labels labels;
   std::string request_id;
+  Remember<SnapshotView> remember;
 };
 
 struct ForkSpec {
@@ -39,6 +51,7 @@ struct ForkSpec {
   std::optional<std::int64_t> idle_timeout_secs;
   Labels labels;
   std::string request_id;
+  Remember<ForkResult> remember;
 };
 
 struct BranchSpec {
@@ -47,6 +60,7 @@ struct BranchSpec {
   SnapshotTag tag;
   Labels labels;
   std::string request_id;
+  Remember<SnapshotView> remember;
 };
 
 // A sandbox as it is now.

@@ -126,6 +126,19 @@ v1::SandboxInfo ToProto(const engine::SandboxView& view) {
   return info;
 }
 
+v1::CreateSandboxesResponse ToProto(const engine::ForkResult& result) {
+  v1::CreateSandboxesResponse response;
+  for (const engine::SandboxView& view : result.sandboxes) { *response.add_sandboxes() = ToProto(view); }
+  for (const engine::ForkFailure& failure : result.failures) {
+    v1::CreateFailure* to = response.add_failures();
+    to->set_index(failure.index);
+    to->set_code(static_cast<int>(failure.status.code()));
+    to->set_reason(ReasonOf(failure.status));
+    to->set_message(std::string(failure.status.message()));
+  }
+  return response;
+}
+
 v1::SnapshotInfo ToProto(const engine::SnapshotView& view) {
   const engine::SnapshotRow& row = view.row;
   v1::SnapshotInfo info;

@@ -14,6 +14,7 @@
 namespace forkd::server {
 
 v1::SandboxInfo ToProto(const engine::SandboxView& view);
+v1::CreateSandboxesResponse ToProto(const engine::ForkResult& result);
 v1::SnapshotInfo ToProto(const engine::SnapshotView& view);
 v1::SnapshotInfoDetail ToProto(const engine::Engine::SnapshotDetail& detail);
 v1::SandboxState ToProto(engine::SandboxState state);

@@ -2,16 +2,19 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 
+#include "base/fault_point.h"
 #include "base/version.h"
 #include "server/options.h"
 
 int main(int argc, char** argv) {
+  forkd::CrashAtFaultPointFromEnvironment();
   forkd::server::ServeOptions options;
   CLI::App app("forkd-controller: boots, snapshots, forks and branches microVMs");
   app.require_subcommand(1);
 
   CLI::App* serve = app.add_subcommand("serve", "run the daemon");
   serve->add_option("--grpc-bind", options.grpc_bind, "address and port of the gRPC services")->envname("FORKD_GRPC_BIND")->capture_default_str();
+  serve->add_option("--snapshot-root", options.snapshot_root, "folder of snapshots (default STATE_DIR/snapshots)")->envname("FORKD_SNAPSHOT_ROOT");
   serve->add_option("--log-level", options.log_level, "trace, debug, info, warn or error")
       ->envname("FORKD_LOG_LEVEL")
       ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error"}))

@@ -10,6 +10,7 @@ namespace forkd::server {
 struct ServeOptions {
   std::string grpc_bind = "127.0.0.1:8890";
   std::string state_dir = "/var/lib/forkd";
+  std::string snapshot_root;  // empty: <state_dir>/snapshots
   std::string image_root;  // empty: <state_dir>/images
   std::string vmm = "qemu";
   std::string qemu = "/usr/bin/qemu-system-x86_64";

@@ -10,6 +10,7 @@
 #include "server/convert.h"
 #include "server/exec_stream.h"
 #include "server/label_filter.h"
+#include "server/remember.h"
 #include "server/validate.h"
 
 namespace forkd::server {
@@ -25,6 +26,17 @@ constexpr seconds kPingDeadline{5};
 constexpr seconds kFileStepDeadline{60};
 // What the agent needs beyond a program's own time limit to kill and report.
 constexpr seconds kGrace{10};
+
+// With the contract's figures of a branch that was asked for as `diff`.
+v1::SnapshotInfo BranchReply(const engine::SnapshotView& view, bool measured) {
+  v1::SnapshotInfo info = ToProto(view);
+  if (measured) {
+    info.set_diff_ms(info.pause_ms());
+    info.set_diff_physical_bytes(view.row.physical_bytes);
+    info.set_diff_logical_bytes(view.row.memory_bytes);
+  }
+  return info;
+}
 
 }  // namespace
 
@@ -94,18 +106,10 @@ Task<absl::StatusOr<engine::ActiveAgent>> SandboxService::AgentOf(std::string id
 
 Task<absl::StatusOr<v1::CreateSandboxesResponse>> SandboxService::Create(CallPtr call, v1::CreateSandboxesRequest request) {
   FORKD_CO_ASSIGN_OR_RETURN(engine::ForkSpec spec, ToSpec(request, call->request_id()));
+  spec.remember = RememberAs(request.idempotency_key(), [](const engine::ForkResult& result) { return ToProto(result); });
   absl::StatusOr<engine::ForkResult> result = co_await engine_->Fork(std::move(spec), call->deadline());
   if (!result.ok()) { co_return result.status(); }
-  v1::CreateSandboxesResponse response;
-  for (const engine::SandboxView& view : result->sandboxes) { *response.add_sandboxes() = ToProto(view); }
-  for (const engine::ForkFailure& failure : result->failures) {
-    v1::CreateFailure* to = response.add_failures();
-    to->set_index(failure.index);
-    to->set_code(static_cast<int>(failure.status.code()));
-    to->set_reason(ReasonOf(failure.status));
-    to->set_message(std::string(failure.status.message()));
-  }
-  co_return response;
+  co_return ToProto(*result);
 }
 
 Task<absl::StatusOr<v1::ListSandboxesResponse>> SandboxService::List(CallPtr call, v1::ListSandboxesRequest request) {
@@ -156,15 +160,11 @@ Task<absl::StatusOr<v1::SnapshotInfo>> SandboxService::Branch(CallPtr call, v1::
       co_return InvalidField("parent_tag", "parent_tag requires diff mode (set `mode: \"diff\"` or legacy `diff: true`)");
     }
   }
+  const bool measured = request.diff() || request.measure_diff() || request.mode() == v1::BRANCH_MODE_DIFF;
+  spec.remember = RememberAs(request.idempotency_key(), [measured](const engine::SnapshotView& view) { return BranchReply(view, measured); });
   absl::StatusOr<engine::SnapshotView> view = co_await engine_->Branch(std::move(spec), call->deadline());
   if (!view.ok()) { co_return view.status(); }
-  v1::SnapshotInfo info = ToProto(*view);
-  if (request.diff() || request.measure_diff() || request.mode() == v1::BRANCH_MODE_DIFF) {
-    info.set_diff_ms(info.pause_ms());
-    info.set_diff_physical_bytes(view->row.physical_bytes);
-    info.set_diff_logical_bytes(view->row.memory_bytes);
-  }
-  co_return info;
+  co_return BranchReply(*view, measured);
 }
 
 // ---- In the guest ----

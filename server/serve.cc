@@ -73,6 +73,13 @@ vmm::Accelerator ChooseAccelerator(const std::string& wanted) {
   return vmm::Accelerator::kTcg;
 }
 
+absl::StatusOr<std::unique_ptr<snapshot::SnapshotStore>> OpenStore(const engine::StateDir& state_dir, const std::string& snapshot_root) {
+  if (snapshot_root.empty()) { return snapshot::SnapshotStore::OpenBlocking(state_dir.fd()); }
+  absl::StatusOr<engine::StateDir> folder = engine::StateDir::OpenBlocking(snapshot_root);
+  if (!folder.ok()) { return folder.status(); }
+  return snapshot::SnapshotStore::OpenFolderBlocking(folder->fd());
+}
+
 void WriteReadyFile(const std::string& path, const std::string& grpc_address) {
   // Renamed into place: a reader sees all of it or nothing.
   const std::string temporary = absl::StrCat(path, ".tmp");
@@ -117,7 +124,8 @@ int Serve(const ServeOptions& options) {
   if (!lock.ok()) { return Fail(lock.status()); }
   absl::StatusOr<std::unique_ptr<engine::Registry>> registry = engine::Registry::OpenBlocking(state_dir->path());
   if (!registry.ok()) { return Fail(registry.status()); }
-  absl::StatusOr<std::unique_ptr<snapshot::SnapshotStore>> store = snapshot::SnapshotStore::OpenBlocking(state_dir->fd());
+  const std::string snapshot_root = options.snapshot_root.empty() ? absl::StrCat(state_dir->path(), "/snapshots") : options.snapshot_root;
+  absl::StatusOr<std::unique_ptr<snapshot::SnapshotStore>> store = OpenStore(*state_dir, options.snapshot_root);
   if (!store.ok()) { return Fail(store.status()); }
   engine::GuestImages images(options.image_root.empty() ? absl::StrCat(state_dir->path(), "/images") : options.image_root);
 
@@ -132,6 +140,7 @@ int Serve(const ServeOptions& options) {
 
   engine::EngineOptions engine_options;
   engine_options.state_dir = state_dir->path();
+  engine_options.snapshot_root = snapshot_root;
   engine_options.memory_budget_mib = options.memory_budget_mib > 0 ? options.memory_budget_mib : engine::HostTotalMib() * 4 / 5;
   engine_options.restore_window = std::max(2, static_cast<int>(std::thread::hardware_concurrency()));
   engine_options.max_sandboxes = options.max_sandboxes;

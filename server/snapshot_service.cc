@@ -7,6 +7,7 @@
 #include "base/status_macros.h"
 #include "server/convert.h"
 #include "server/label_filter.h"
+#include "server/remember.h"
 
 namespace forkd::server {
 
@@ -42,6 +43,7 @@ grpc::ServerUnaryReactor* SnapshotService::DeleteSnapshot(grpc::CallbackServerCo
 
 Task<absl::StatusOr<v1::SnapshotInfo>> SnapshotService::Create(std::shared_ptr<Call> call, v1::CreateSnapshotRequest request) {
   FORKD_CO_ASSIGN_OR_RETURN(engine::CreateSnapshotSpec spec, ToSpec(request, call->request_id()));
+  spec.remember = RememberAs(request.idempotency_key(), [](const engine::SnapshotView& view) { return ToProto(view); });
   absl::StatusOr<engine::SnapshotView> view = co_await engine_->CreateSnapshot(std::move(spec), call->deadline());
   if (!view.ok()) { co_return view.status(); }
   co_return ToProto(*view);
