@@ -1,3 +1,7 @@
+#include <unistd.h>
+
+#include <fstream>
+
 #include "base/error.h"
 #include "guest/agent/testing/agent_fixture.h"
 
@@ -188,6 +192,31 @@ TEST_F(AgentTest, WarmupStartsTheRunnerRunsTheCommandAndTheCode) {
   response = Run(client_->Warmup(request, Soon()));
   ASSERT_TRUE(response.ok()) << response.status();
   EXPECT_EQ(response->code_error(), "ZeroDivisionError: division by zero");
+}
+
+TEST_F(AgentTest, ABusyRunnerIsReseededWhileItsCodeRuns) {
+  StartAgent();
+  const std::string flag = agent_->folder() + "/go";
+  for (const std::string& waiting : {std::string("time.sleep(0.01)"), std::string("pass"), std::string("subprocess.run(['sleep', '0.01'])")}) {
+    Eval("import os, random, subprocess, time");
+    absl::StatusOr<agentpb::EvalResponse> response = absl::UnknownError("");
+    int done = 0;
+    const std::string code = "random.seed(5)\nwhile not os.path.exists('" + flag + "'):\n    " + waiting + "\nrandom.random()";
+    runtime_.Spawn(EvalInto(client_, code, seconds(20), &response, &done));
+    ASSERT_TRUE(Eventually([&] { return Ping().runner() == agentpb::RUNNER_STATE_BUSY; }));
+    std::this_thread::sleep_for(milliseconds(50));  // Into the loop.
+    agentpb::PrepareRequest request;
+    request.set_entropy(std::string(64, 'e'));
+    const absl::StatusOr<agentpb::PrepareResponse> prepared = Run(client_->Prepare(request, Soon()));
+    ASSERT_TRUE(prepared.ok());
+    ASSERT_EQ(prepared->failures_size(), 1);  // Entropy, which is not this machine's to change.
+    EXPECT_EQ(Ping().runner(), agentpb::RUNNER_STATE_BUSY);
+    std::ofstream(flag).put('x');
+    ASSERT_TRUE(Eventually([&] { return Run([](int* done) -> Task<int> { co_return *done; }(&done)) == 1; }));
+    EXPECT_FALSE(response->has_error()) << response->error();
+    EXPECT_NE(response->value(), "0.6229016948897019") << waiting;
+    unlink(flag.c_str());
+  }
 }
 
 TEST_F(AgentTest, TwoClonesOfOneRunnerDrawDifferentNumbersAfterPrepare) {

@@ -22,7 +22,7 @@ void Say(const std::string& line) {
 void Fatal(const std::string& what) {
   const int error = errno;
   Say("fatal: " + what + (error != 0 ? ": " + ErrnoText(error) : ""));
-  if (getpid() == 1) { reboot(RB_POWER_OFF); }
+  if (getpid() == 1) { reboot(RB_AUTOBOOT); }
   _exit(70);
 }
 

@@ -8,7 +8,8 @@ namespace forkd::agent {
 
 // "forkd-agent: " + line.
 void Say(const std::string& line);
-// Says `what` with the text of errno, and ends: as PID 1 by switching the machine off, so that the VMM ends and the host sees why.
+// Says `what` with the text of errno, and ends: as PID 1 by a restart of the machine, which is what ends every VMM (QEMU with -no-reboot; Firecracker
+// knows no other way), so that the host sees why.
 [[noreturn]] void Fatal(const std::string& what);
 std::string ErrnoText(int error);
 

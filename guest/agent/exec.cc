@@ -241,10 +241,10 @@ bool Exec::OpenStreams(const pb::ExecStart& start, int child_ends[3]) {
     size.ws_row = start.rows() > 0 ? static_cast<unsigned short>(start.rows()) : 24;
     size.ws_col = start.cols() > 0 ? static_cast<unsigned short>(start.cols()) : 80;
     ioctl(master.get(), TIOCSWINSZ, &size);
-    child_ends[1] = fcntl(slave.get(), F_DUPFD_CLOEXEC, 4);
-    child_ends[2] = fcntl(slave.get(), F_DUPFD_CLOEXEC, 4);
+    child_ends[1] = fcntl(slave.get(), F_DUPFD_CLOEXEC, 5);
+    child_ends[2] = fcntl(slave.get(), F_DUPFD_CLOEXEC, 5);
     child_ends[0] = slave.release();
-    if (start.stdin_open()) { stdin_ = UniqueFd(fcntl(master.get(), F_DUPFD_CLOEXEC, 4)); }
+    if (start.stdin_open()) { stdin_ = UniqueFd(fcntl(master.get(), F_DUPFD_CLOEXEC, 5)); }
     terminal_ = master.get();
     output_[kOut] = std::move(master);
     SetNonBlocking(terminal_);

@@ -3,7 +3,7 @@
 //   forkd.root=/dev/vda     a squashfs, mounted read-only below a tmpfs overlay, which becomes the root. Without it the initramfs is the root.
 //   forkd.overlay_mib=N     the overlay's size; default: half of the memory
 // Of the initramfs: /etc/forkd/modules (names, one a line, in order, each /lib/forkd-modules/NAME.ko, or a path that ends in .ko).
-// One line on the console for each phase; a failure says why and switches the machine off.
+// One line on the console for each phase; a failure says why and ends the machine.
 #ifndef FORKD_GUEST_AGENT_INIT_H_
 #define FORKD_GUEST_AGENT_INIT_H_
 

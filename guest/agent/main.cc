@@ -19,14 +19,16 @@ namespace {
 using namespace forkd;
 using namespace forkd::agent;
 
+constexpr int kFirstFree = 5;
+
 constexpr const char* kUsage =
     "usage: forkd-agent --serve-fd N --sync HEX [--runner PROGRAM] [--run-dir FOLDER]\n"
     "       (as PID 1: no arguments; see guest/agent/init.h)\n";
 
-// Descriptors 0 to 3 are taken, so that no pipe of ours ever gets a number that a child's standard streams are copied to.
+// Descriptors 0 to 4 are taken, so that no pipe of ours ever gets a number that a child's descriptors are copied to (spawn.h).
 void OccupyLowDescriptors() {
   int fd = 0;
-  do { fd = open("/dev/null", O_RDWR | O_CLOEXEC); } while (fd >= 0 && fd <= 3);
+  do { fd = open("/dev/null", O_RDWR | O_CLOEXEC); } while (fd >= 0 && fd < kFirstFree);
   if (fd >= 0) { close(fd); }
 }
 
@@ -79,8 +81,8 @@ int main(int argc, char** argv) {
     return 2;
   }
   OccupyLowDescriptors();
-  // Moved out of the way of descriptor 3.
-  UniqueFd fd(fcntl(serve_fd, F_DUPFD_CLOEXEC, 4));
+  // Moved out of their way.
+  UniqueFd fd(fcntl(serve_fd, F_DUPFD_CLOEXEC, kFirstFree));
   if (!fd) { Fatal("--serve-fd"); }
   fcntl(serve_fd, F_SETFD, FD_CLOEXEC);
   return Serve(std::move(fd), Connection::Kind::kSocket, *token, options);

@@ -6,10 +6,13 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <utility>
+#include <vector>
 
 #include "guest/agent/console.h"
 #include "guest/agent/spawn.h"
@@ -20,10 +23,8 @@ namespace {
 namespace pb = ::forkd::agent::v1;
 
 constexpr uint8_t kEval = 1;
-constexpr uint8_t kReseed = 2;
 constexpr uint8_t kReady = 128;
 constexpr uint8_t kResult = 129;
-constexpr uint8_t kReseeded = 130;
 constexpr uint8_t kHasValue = 1;
 constexpr uint8_t kHasError = 2;
 constexpr uint8_t kValueTruncated = 4;
@@ -36,6 +37,8 @@ constexpr std::size_t kMaxQueue = 64;
 // Importing NumPy under software emulation on a loaded machine takes tens of seconds.
 constexpr std::chrono::seconds kStartLimit{300};
 constexpr std::chrono::seconds kReseedLimit{10};
+// The runner's agreed signal; far from those that programs use.
+int ReseedSignal() { return SIGRTMIN + 7; }
 
 void Append32(uint32_t value, std::string* out) {
   for (int shift = 24; shift >= 0; shift -= 8) { out->push_back(static_cast<char>(value >> shift & 0xff)); }
@@ -135,10 +138,45 @@ void Runner::Reseed(const std::string& entropy, ReseedDone done) {
     done("");
     return;
   }
-  Job job;
-  job.message = Message(kReseed, entropy);
-  job.done_reseed = std::move(done);
-  Enqueue(std::move(job), kReseedLimit);
+  PendingReseed pending;
+  pending.entropy = entropy;
+  pending.done = std::move(done);
+  pending.id = next_job_++;
+  pending.timer = loop_->After(kReseedLimit, [this, id = pending.id] { FinishReseed(id, "the runner did not do it in time: its code does not let signals through"); });
+  reseeds_.push_back(std::move(pending));
+  // One that starts is asked when it is ready: it has imported, and so seeded, what it had to.
+  if (ready_) { SendReseed(reseeds_.back().id, entropy); }
+}
+
+void Runner::SendReseed(uint64_t id, const std::string& entropy) {
+  if (send(reseed_socket_.get(), entropy.data(), entropy.size(), MSG_NOSIGNAL | MSG_DONTWAIT) != static_cast<ssize_t>(entropy.size())) {
+    FinishReseed(id, "send to the runner: " + ErrnoText(errno));
+    return;
+  }
+  // To the main thread, which alone runs Python's handlers and must not sleep on in a system call.
+  syscall(SYS_tgkill, pid_, pid_, ReseedSignal());
+}
+
+void Runner::OnReseeded() {
+  char answer[4096];
+  while (reseed_socket_) {
+    const ssize_t got = recv(reseed_socket_.get(), answer, sizeof answer, MSG_DONTWAIT);
+    if (got < 0 && errno == EINTR) { continue; }
+    if (got == 0) { loop_->Remove(reseed_socket_.get()); }
+    if (got <= 0) { return; }
+    if (reseeds_.empty()) { continue; }
+    const bool good = got == 1 && answer[0] == 0;
+    FinishReseed(reseeds_.front().id, good ? "" : ValidUtf8(std::string(answer + 1, static_cast<std::size_t>(got) - 1), 512));
+  }
+}
+
+void Runner::FinishReseed(uint64_t id, const std::string& error) {
+  const auto found = std::find_if(reseeds_.begin(), reseeds_.end(), [id](const PendingReseed& pending) { return pending.id == id; });
+  if (found == reseeds_.end()) { return; }
+  PendingReseed pending = std::move(*found);
+  reseeds_.erase(found);
+  loop_->Cancel(pending.timer);
+  pending.done(error);
 }
 
 void Runner::WhenReady(ReadyDone done) {
@@ -167,6 +205,9 @@ Status Runner::Start() {
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets) != 0) { return {Code::kUnavailable, "socketpair: " + ErrnoText(errno)}; }
   UniqueFd ours(sockets[0]);
   UniqueFd theirs(sockets[1]);
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets) != 0) { return {Code::kUnavailable, "socketpair: " + ErrnoText(errno)}; }
+  UniqueFd our_reseed(sockets[0]);
+  UniqueFd their_reseed(sockets[1]);
   if (pipe2(out, O_CLOEXEC) != 0) { return {Code::kUnavailable, "pipe: " + ErrnoText(errno)}; }
   UniqueFd out_read(out[0]);
   UniqueFd out_write(out[1]);
@@ -186,7 +227,7 @@ Status Runner::Start() {
   spec.stdio[0] = null.get();
   spec.stdio[1] = out_write.get();
   spec.stdio[2] = err_write.get();
-  spec.extra_fd = theirs.get();
+  spec.extra_fds = {theirs.get(), their_reseed.get()};
   const auto [pid, failure] = Spawn(spec);
   if (pid < 0) { return {Code::kUnavailable, "start the runner: " + failure.message}; }
   pid_ = pid;
@@ -196,10 +237,16 @@ Status Runner::Start() {
   in_.clear();
   out_.clear();
   socket_ = std::move(ours);
+  reseed_socket_ = std::move(our_reseed);
   output_[0] = std::move(out_read);
   output_[1] = std::move(err_read);
   for (int fd : {socket_.get(), output_[0].get(), output_[1].get()}) { fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK); }
   loop_->Add(socket_.get(), EPOLLIN, [this](uint32_t) { OnSocket(); });
+  loop_->Add(reseed_socket_.get(), EPOLLIN, [this](uint32_t) { OnReseeded(); });
+  start_timer_ = loop_->After(kStartLimit, [this] {
+    start_timer_ = 0;
+    Lost("the runner was not ready in time and was killed", false);
+  });
   for (int which : {0, 1}) {
     loop_->Add(output_[which].get(), EPOLLIN, [this, which](uint32_t) { DrainOutput(which); });
   }
@@ -217,8 +264,12 @@ void Runner::Stop() {
   pid_ = -1;
   ready_ = false;
   busy_ = false;
+  if (start_timer_ != 0) { loop_->Cancel(start_timer_); }
+  start_timer_ = 0;
   loop_->Remove(socket_.get());
   socket_.reset();
+  loop_->Remove(reseed_socket_.get());
+  reseed_socket_.reset();
   for (UniqueFd& output : output_) {
     if (output) { loop_->Remove(output.get()); }
     output.reset();
@@ -239,6 +290,8 @@ void Runner::Lost(const std::string& why, bool timed_out) {
   }
   Stop();
   Say(why);
+  // Whatever it had drawn went with it; the next one seeds itself.
+  while (!reseeds_.empty()) { FinishReseed(reseeds_.front().id, ""); }
   if (was_busy) {
     Job job = std::move(queue_.front());
     queue_.pop_front();
@@ -266,8 +319,6 @@ void Runner::Finish(Job& job, const Status& status, pb::EvalResponse response) {
     response.set_stdout_truncated(captured_cut_[0]);
     response.set_stderr_truncated(captured_cut_[1]);
     job.done_eval(status, std::move(response));
-  } else if (job.done_reseed) {
-    job.done_reseed(!status.ok() ? status.message : response.has_error() ? response.error() : std::string());
   } else if (job.done_ready) {
     job.done_ready(status, info_);
   }
@@ -394,15 +445,17 @@ void Runner::OnMessage(uint8_t type, const std::string& body) {
   if (type == kReady && !ready_) {
     ready_ = true;
     info_ = ValidUtf8(body, 256);
+    loop_->Cancel(start_timer_);
+    start_timer_ = 0;
+    std::vector<std::pair<uint64_t, std::string>> waiting;
+    for (const PendingReseed& pending : reseeds_) { waiting.emplace_back(pending.id, pending.entropy); }
+    for (const auto& [id, entropy] : waiting) { SendReseed(id, entropy); }
     Next();
     return;
   }
   pb::EvalResponse response;
-  const bool expected = busy_ && !queue_.empty() &&
-                        ((type == kResult && queue_.front().done_eval) || (type == kReseeded && queue_.front().done_reseed));
-  bool good = expected;
-  if (good && type == kReseeded && !body.empty()) { response.set_error(ValidUtf8(body, kMaxErrorBytes)); }
-  if (good && type == kResult) {
+  bool good = type == kResult && busy_ && !queue_.empty();
+  if (good) {
     std::string_view rest(body);
     std::string value;
     std::string error;

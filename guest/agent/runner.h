@@ -1,11 +1,11 @@
 // The resident warmed runner: one process of the image, started from /usr/lib/forkd/runner, that evaluates code and keeps its state between calls.
 //
 // Its descriptor 3 is a stream socket. Both directions carry messages: 4 bytes big-endian length of what follows, 1 byte type, body.
-//   to the runner    1 EVAL    4 bytes: how many bytes of the value to keep; then the code
-//                    2 RESEED  entropy
-//   from the runner  128 READY    what it is, for people
-//                    129 RESULT   1 byte of flags (1 value, 2 error, 4 value truncated), then value, error, traceback: 4 bytes length + bytes each
-//                    130 RESEEDED empty, or what went wrong
+//   to the runner    1 EVAL     4 bytes: how many bytes of the value to keep; then the code
+//   from the runner  128 READY  what it is, for people
+//                    129 RESULT 1 byte of flags (1 value, 2 error, 4 value truncated), then value, error, traceback: 4 bytes length + bytes each
+// Its descriptor 4 is a seqpacket socket for reseeding, which may not wait for code that runs: a clone of a busy machine must draw other numbers at
+// once. The agent sends a packet of entropy and signals the main thread (SIGRTMIN + 7); the answer is a packet: 0, or 1 and what went wrong.
 // Its stdout and stderr are pipes to the agent, so that what C libraries and child processes write is caught as well; the agent keeps what comes
 // during an evaluation, up to a bound, and drops the rest. The runner flushes before it sends RESULT.
 #ifndef FORKD_GUEST_AGENT_RUNNER_H_
@@ -32,8 +32,7 @@ class Runner {
   Runner(EventLoop* loop, std::string program) : loop_(loop), program_(std::move(program)) {}
 
   void Eval(const ::forkd::agent::v1::EvalRequest& request, EvalDone done);
-  // Waits until the runner has done it, behind the evaluations that are queued; at once where no runner runs, because one that starts later seeds
-  // itself afresh.
+  // Also while code runs. At once where no runner runs, because one that starts later seeds itself afresh.
   void Reseed(const std::string& entropy, ReseedDone done);
   // Starts it if it does not run.
   void WhenReady(ReadyDone done);
@@ -43,17 +42,26 @@ class Runner {
 
  private:
   struct Job {
-    // An evaluation has done_eval, a reseeding done_reseed, a wait for readiness done_ready.
+    // An evaluation has done_eval, a wait for readiness done_ready.
     std::string message;
     uint32_t max_output_bytes = 0;
     EvalDone done_eval;
-    ReseedDone done_reseed;
     ReadyDone done_ready;
     EventLoop::TimerId timer = 0;
     uint64_t id = 0;
   };
 
+  struct PendingReseed {
+    std::string entropy;
+    ReseedDone done;
+    EventLoop::TimerId timer = 0;
+    uint64_t id = 0;
+  };
+
   Status Start();
+  void SendReseed(uint64_t id, const std::string& entropy);
+  void OnReseeded();
+  void FinishReseed(uint64_t id, const std::string& error);
   void Enqueue(Job job, std::chrono::nanoseconds limit);
   void Next();
   void OnSocket();
@@ -70,12 +78,16 @@ class Runner {
   std::string program_;
   pid_t pid_ = -1;
   UniqueFd socket_;
+  UniqueFd reseed_socket_;
   UniqueFd output_[2];
   std::string in_;
   std::string out_;
   bool ready_ = false;
   std::string info_;
   std::deque<Job> queue_;
+  // Answered in order.
+  std::deque<PendingReseed> reseeds_;
+  EventLoop::TimerId start_timer_ = 0;
   // The front of the queue has been handed to the runner.
   bool busy_ = false;
   std::chrono::steady_clock::time_point began_;

@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """The resident Python runner of a forkd guest image (/usr/lib/forkd/runner).
 
-The agent starts it once; it imports what is worth warming, then evaluates code for as long as the machine lives, in one globals dict. Descriptor 3
-carries the messages described in guest/agent/runner.h. Standard library alone; NumPy is imported where the image has it.
+The agent starts it once; it imports what is worth warming, then evaluates code for as long as the machine lives, in one globals dict. Descriptors 3
+and 4 are described in guest/agent/runner.h. Standard library alone; NumPy is imported where the image has it.
 """
 
 import ast
@@ -10,15 +10,17 @@ import hashlib
 import linecache
 import os
 import random
+import signal
 import socket
 import struct
 import sys
 import traceback
 
-EVAL, RESEED = 1, 2
-READY, RESULT, RESEEDED = 128, 129, 130
+EVAL = 1
+READY, RESULT = 128, 129
 HAS_VALUE, HAS_ERROR, VALUE_TRUNCATED = 1, 2, 4
 MAX_TEXT_BYTES = 64 * 1024
+RESEED_SIGNAL = signal.SIGRTMIN + 7
 
 
 class Channel:
@@ -168,9 +170,32 @@ class Evaluator:
         return "; ".join(failures)
 
 
+def answer_reseeds(evaluator, fd):
+    """Reseeds whenever the agent asks, between any two steps of the code that runs."""
+    requests = socket.socket(fileno=fd)
+    requests.set_inheritable(False)
+
+    def on_signal(_number, _frame):
+        while True:
+            try:
+                entropy = requests.recv(4096, socket.MSG_DONTWAIT)
+            except OSError:
+                return  # No more; or the code has closed it, and the agent will say that no answer came.
+            if not entropy:
+                return
+            failures = evaluator.reseed(entropy)
+            try:
+                requests.send(b"\1" + encode(failures)[:512] if failures else b"\0", socket.MSG_DONTWAIT)
+            except OSError:
+                return
+
+    signal.signal(RESEED_SIGNAL, on_signal)
+
+
 def main():
     channel = Channel(3)
     evaluator = Evaluator()
+    answer_reseeds(evaluator, 4)
     # A line at a time, so that little is lost if the code hangs and the runner is killed.
     sys.stdout.reconfigure(line_buffering=True)
     info = "python %d.%d.%d" % sys.version_info[:3]
@@ -188,8 +213,6 @@ def main():
         if kind == EVAL:
             (limit,) = struct.unpack(">I", body[:4])
             channel.send(RESULT, evaluator.evaluate(body[4:].decode("utf-8", "replace"), limit))
-        elif kind == RESEED:
-            channel.send(RESEEDED, encode(evaluator.reseed(body))[:MAX_TEXT_BYTES])
 
 
 if __name__ == "__main__":

@@ -76,12 +76,15 @@ int RunChild(void* argument) {
   for (int signal = 1; signal < NSIG; ++signal) { syscall(SYS_rt_sigaction, signal, &defaults, nullptr, sizeof defaults.mask); }
   setsid();
   umask(022);
-  // The sources are all above 3 (main() sees to it), so the order does no harm. dup2 clears close-on-exec.
+  // The sources are all above the targets (main() sees to it), so the order does no harm. dup2 clears close-on-exec.
   for (int i = 0; i < 3; ++i) {
     if (dup2(spec.stdio[i], i) < 0) { fail(Stage::kStdio); }
   }
-  if (spec.extra_fd >= 0 && dup2(spec.extra_fd, 3) < 0) { fail(Stage::kStdio); }
-  if (syscall(SYS_close_range, spec.extra_fd >= 0 ? 4u : 3u, ~0u, 0u) != 0 && errno != ENOSYS) { fail(Stage::kStdio); }
+  int next = 3;
+  for (int fd : spec.extra_fds) {
+    if (dup2(fd, next++) < 0) { fail(Stage::kStdio); }
+  }
+  if (syscall(SYS_close_range, static_cast<unsigned>(next), ~0u, 0u) != 0 && errno != ENOSYS) { fail(Stage::kStdio); }
   if (spec.controlling_tty && ioctl(0, TIOCSCTTY, 0) != 0) { fail(Stage::kTerminal); }
   // Only what differs: tests run the agent without the privilege to set even what it already is. Raw system calls: glibc's would signal "all threads".
   const User& user = spec.user;

@@ -34,8 +34,8 @@ struct SpawnSpec {
   std::string cwd;
   // Become the child's 0, 1, 2. Borrowed.
   int stdio[3] = {-1, -1, -1};
-  // Becomes the child's descriptor 3. Borrowed; -1: none.
-  int extra_fd = -1;
+  // Become the child's descriptors 3 and up. Borrowed.
+  std::vector<int> extra_fds;
   // stdio[0] is a terminal that becomes the controlling one.
   bool controlling_tty = false;
 };
