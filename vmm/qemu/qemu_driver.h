@@ -1,4 +1,4 @@
-// The QEMU driver: microvm machines of the stock binary, under KVM or TCG. Facts it rests on: docs/vmms.md.
+// The QEMU driver: microvm machines of the stock binary, under KVM or TCG. Facts it rests on: vmm/README.md.
 #ifndef FORKD_VMM_QEMU_QEMU_DRIVER_H_
 #define FORKD_VMM_QEMU_QEMU_DRIVER_H_
 
