@@ -8,6 +8,7 @@
 FORKD_STEP_TITLES=()
 FORKD_STEP_SECONDS=()
 _forkd_step_pid=""
+_forkd_tick_pid=""
 
 _forkd_now_ms() {
   local now=${EPOCHREALTIME/[.,]/}
@@ -28,34 +29,43 @@ FORKD_STEP_LOG=""
 # The last step's duration in milliseconds.
 FORKD_STEP_MS=0
 
+# Shows that time passes, until it is killed.
+_forkd_tick() { # TITLE START_MS
+  # A plain sleep would outlive its killed parent and hold the terminal or pipe open.
+  trap 'kill "$sleeping" 2>/dev/null; exit 0' TERM
+  local sleeping seconds=0
+  while true; do
+    sleep 1 >/dev/null 2>&1 &
+    sleeping=$!
+    wait "$sleeping"
+    seconds=$((($(_forkd_now_ms) - $2) / 1000))
+    if [[ -t 1 ]]; then
+      printf '\r  %s ... %d s ' "$1" "$seconds"
+    elif ((seconds < 2)); then
+      printf '  %s ...\n' "$1"
+    fi
+  done
+}
+
 step() {
   local title=$1
   shift
   local name=${title//[^A-Za-z0-9]/-}
   FORKD_STEP_LOG="$FORKD_LOG_DIR/$(printf '%02d' ${#FORKD_STEP_TITLES[@]})-${name:0:40}.log"
-  local start shown=0 elapsed status=0
+  local start status=0
   start=$(_forkd_now_ms)
+  _forkd_tick "$title" "$start" &
+  _forkd_tick_pid=$!
   # Job control gives the command a process group of its own, so that an interruption ends all it started.
   set -m
   "$@" >"$FORKD_STEP_LOG" 2>&1 </dev/null &
   _forkd_step_pid=$!
   set +m
-  while kill -0 "$_forkd_step_pid" 2>/dev/null; do
-    elapsed=$(($(_forkd_now_ms) - start))
-    if [[ -t 1 ]] && ((elapsed >= 1000)); then
-      printf '\r  %s ... %d s ' "$title" $((elapsed / 1000))
-      shown=1
-    elif ((elapsed >= 1000 && shown == 0)); then
-      printf '  %s ...\n' "$title"
-      shown=1
-    fi
-    # Ends early when the command ends: short steps stay short.
-    sleep 0.1
-  done
   wait "$_forkd_step_pid" || status=$?
-  _forkd_step_pid=""
   FORKD_STEP_MS=$(($(_forkd_now_ms) - start))
-  [[ -t 1 ]] && ((shown == 1)) && printf '\r\033[K'
+  _forkd_step_pid=""
+  _forkd_stop_tick
+  [[ -t 1 ]] && printf '\r\033[K'
   if ((status != 0)); then
     printf '  %s: failed after %s (status %d). The end of %s:\n' "$title" "$(forkd_duration "$FORKD_STEP_MS")" "$status" "$FORKD_STEP_LOG" >&2
     # Debian's Bazel writes its sandbox's debug lines into the output of failed commands.
@@ -67,8 +77,17 @@ step() {
   FORKD_STEP_SECONDS+=("$(forkd_duration "$FORKD_STEP_MS")")
 }
 
+_forkd_stop_tick() {
+  if [[ -n "$_forkd_tick_pid" ]]; then
+    kill "$_forkd_tick_pid" 2>/dev/null || true
+    wait "$_forkd_tick_pid" 2>/dev/null || true
+    _forkd_tick_pid=""
+  fi
+}
+
 # Ends the command of a step that a signal interrupted.
 forkd_stop_step() {
+  _forkd_stop_tick
   if [[ -n "$_forkd_step_pid" ]]; then
     kill -- "-$_forkd_step_pid" 2>/dev/null || true
     wait "$_forkd_step_pid" 2>/dev/null || true
