@@ -1,5 +1,6 @@
 #include "base/mapping.h"
 
+#include <linux/mman.h>
 #include <sys/mman.h>
 
 #include <cerrno>
@@ -11,14 +12,19 @@ namespace forkd {
 namespace {
 
 constexpr std::size_t kHostPageBytes = 4096;
+constexpr std::size_t kHugePageBytes = 2 << 20;
 
 }  // namespace
 
 absl::StatusOr<Mapping> Mapping::Anonymous(std::size_t bytes, Prefault prefault) {
   if (bytes == 0) { return Mapping(); }
-  const int populate = prefault == Prefault::kYes ? MAP_POPULATE : 0;
-  void* data = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | populate, -1, 0);
+  void* data = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED) { return ErrnoError(errno, absl::StrCat("map ", bytes, " bytes of memory")); }
+  if (prefault == Prefault::kYes) {
+    // Huge pages where they are to be had: a fault each 2 MiB instead of each 4 KiB. Both are hints; without them the writes fault.
+    if (bytes >= kHugePageBytes) { ::madvise(data, bytes, MADV_HUGEPAGE); }
+    ::madvise(data, bytes, MADV_POPULATE_WRITE);
+  }
   // Guest pages must not end up in a core file of ours. Cannot fail on a mapping that was just made.
   ::madvise(data, bytes, MADV_DONTDUMP);
   return Mapping(static_cast<char*>(data), bytes);

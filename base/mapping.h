@@ -13,7 +13,7 @@ namespace forkd {
 // Move-only; moving it leaves the bytes where they are. Not thread-safe, the bytes are the user's to guard.
 class Mapping {
  public:
-  // kFault touches every page at once (MAP_POPULATE), so that later writes take no page faults: for copies that happen while a guest is stopped.
+  // kYes touches every page at once (MADV_POPULATE_WRITE), so that later writes take no page faults: for copies that happen while a guest is stopped.
   enum class Prefault { kNo, kYes };
 
   Mapping() = default;

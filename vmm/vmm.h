@@ -143,6 +143,9 @@ class Vm {
 
   // Paused only, else FAILED_PRECONDITION (SANDBOX_NOT_PAUSED). A few KB, all but the RAM. The VM may be resumed afterwards.
   virtual Task<absl::StatusOr<std::string>> SaveDeviceState(Deadline deadline) = 0;
+  // Optional: does of CollectDivergedPages what can be done while the guest still runs, so that it is stopped for a shorter time. Forgotten at
+  // Resume. Memory of about the diverged pages' size is taken meanwhile.
+  virtual Task<absl::Status> PrepareBranch(Deadline deadline) { co_return absl::OkStatus(); }
   // Paused children only. All pages that differ from root(), those that were injected at Restore included: complete in itself.
   virtual Task<absl::StatusOr<PageSet>> CollectDivergedPages(Deadline deadline) = 0;
 

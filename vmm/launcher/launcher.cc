@@ -33,6 +33,8 @@ namespace {
 constexpr char kRunDirVariable[] = "FORKD_RUN_DIR=";
 // How long the ends of killed strays are waited for; a VMM's end takes milliseconds.
 constexpr auto kStrayGrace = std::chrono::seconds(5);
+// What a guest may write between the preparation and its stop without a new buffer being needed: 1 MiB.
+constexpr std::size_t kSparePages = 256;
 // An environment of ours has three short variables and a path.
 constexpr std::size_t kMaxEnvironmentBytes = 16384;
 
@@ -220,11 +222,23 @@ absl::StatusOr<RootImage> Launcher::OpenRootImage(const Pidfd& process, int targ
   return RootImage::FromFd(std::move(fd));
 }
 
-absl::StatusOr<PageSet> Launcher::CollectDivergedPages(ProcessId process, const RootImage& root) {
+absl::StatusOr<CollectPlan> Launcher::PrepareCollect(ProcessId process, const RootImage& root) {
   FORKD_ASSIGN_OR_RETURN(const Pidfd pidfd, Pidfd::Open(process));
-  FORKD_ASSIGN_OR_RETURN(const std::vector<RootMapping> mappings, FindRootMappings(process.pid, root.inode(), root.size_bytes()));
-  FORKD_ASSIGN_OR_RETURN(std::vector<PageIndex> indexes, ScanDivergedPages(process.pid, mappings));
-  FORKD_ASSIGN_OR_RETURN(PageSet pages, CopyPages(process.pid, mappings, std::move(indexes)));
+  CollectPlan plan;
+  FORKD_ASSIGN_OR_RETURN(plan.mappings, FindRootMappings(process.pid, root.inode(), root.size_bytes()));
+  FORKD_ASSIGN_OR_RETURN(const std::vector<PageIndex> indexes, ScanDivergedPages(process.pid, plan.mappings));
+  const std::size_t pages = indexes.size() + indexes.size() / 8 + kSparePages;
+  FORKD_ASSIGN_OR_RETURN(plan.buffer, Mapping::Anonymous(pages * static_cast<std::size_t>(kPageBytes), Mapping::Prefault::kYes));
+  if (pidfd.HasExited()) { return GoneDuring(process); }
+  return plan;
+}
+
+absl::StatusOr<PageSet> Launcher::CollectDivergedPages(ProcessId process, const RootImage& root, CollectPlan plan) {
+  FORKD_ASSIGN_OR_RETURN(const Pidfd pidfd, Pidfd::Open(process));
+  // A VMM's mapping of its guest's memory does not move while it lives.
+  if (plan.mappings.empty()) { FORKD_ASSIGN_OR_RETURN(plan.mappings, FindRootMappings(process.pid, root.inode(), root.size_bytes())); }
+  FORKD_ASSIGN_OR_RETURN(std::vector<PageIndex> indexes, ScanDivergedPages(process.pid, plan.mappings));
+  FORKD_ASSIGN_OR_RETURN(PageSet pages, CopyPages(process.pid, plan.mappings, std::move(indexes), std::move(plan.buffer)));
   // Alive still: then the pid was this process's all the while.
   if (pidfd.HasExited()) { return GoneDuring(process); }
   return pages;

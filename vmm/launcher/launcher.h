@@ -10,9 +10,11 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/mapping.h"
 #include "base/page_set.h"
 #include "base/pidfd.h"
 #include "base/unique_fd.h"
+#include "vmm/pages/diverged_pages.h"
 #include "vmm/pages/root_image.h"
 
 namespace forkd::vmm {
@@ -42,6 +44,13 @@ struct SpawnedProcess {
   UniqueFd stderr_read;
 };
 
+// What CollectDivergedPages can have done beforehand, while the guest still runs.
+struct CollectPlan {
+  std::vector<RootMapping> mappings;
+  // Faulted in, for as many pages as have diverged by now and some more.
+  Mapping buffer;
+};
+
 // Stateless; blocking, any thread, concurrently.
 class Launcher {
  public:
@@ -56,7 +65,9 @@ class Launcher {
 
   // The pages of `process` that differ from the root image, in ascending order; pages injected before are among them. The guest must be stopped.
   // FAILED_PRECONDITION (VMM_FAILED) if the process has ended or maps no private copy of `root`.
-  absl::StatusOr<PageSet> CollectDivergedPages(ProcessId process, const RootImage& root);
+  absl::StatusOr<PageSet> CollectDivergedPages(ProcessId process, const RootImage& root, CollectPlan plan = {});
+  // Half of the work of CollectDivergedPages, for the time before the guest is stopped. The guest may run.
+  absl::StatusOr<CollectPlan> PrepareCollect(ProcessId process, const RootImage& root);
   // Writes `pages` into the process's private copy of `root`. The guest must not have run since it was started. On error the process is unfit
   // for use. INVALID_ARGUMENT if a page lies beyond the root's end.
   absl::Status Inject(ProcessId process, const RootImage& root, const PageSet& pages);

@@ -254,11 +254,13 @@ absl::StatusOr<std::vector<PageIndex>> ScanDivergedPages(pid_t pid, const std::v
   return indexes;
 }
 
-absl::StatusOr<PageSet> CopyPages(pid_t pid, const std::vector<RootMapping>& mappings, std::vector<PageIndex> indexes) {
+absl::StatusOr<PageSet> CopyPages(pid_t pid, const std::vector<RootMapping>& mappings, std::vector<PageIndex> indexes, Mapping buffer) {
   FORKD_ASSIGN_OR_RETURN(const std::vector<iovec> runs, RemoteRuns(mappings, indexes));
-  FORKD_ASSIGN_OR_RETURN(Mapping bytes, Mapping::Anonymous(indexes.size() * kPage, Mapping::Prefault::kYes));
-  FORKD_RETURN_IF_ERROR(MoveRuns(::process_vm_readv, pid, bytes.data(), runs));
-  return PageSet::Create(std::move(indexes), std::move(bytes));
+  const std::size_t bytes = indexes.size() * kPage;
+  if (buffer.size() < bytes) { FORKD_ASSIGN_OR_RETURN(buffer, Mapping::Anonymous(bytes, Mapping::Prefault::kYes)); }
+  FORKD_RETURN_IF_ERROR(MoveRuns(::process_vm_readv, pid, buffer.data(), runs));
+  buffer.ShrinkTo(bytes);
+  return PageSet::Create(std::move(indexes), std::move(buffer));
 }
 
 absl::Status InjectPages(pid_t pid, const std::vector<RootMapping>& mappings, const PageSet& pages) {

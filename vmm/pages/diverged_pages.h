@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "base/mapping.h"
 #include "base/page_set.h"
 
 namespace forkd::vmm {
@@ -39,8 +40,8 @@ enum class ScanMethod { kAuto, kPagemapScan, kReadPagemap };
 // Ascending indexes of the pages in `mappings` that are the process's own. UNIMPLEMENTED if `method` is not to be had here.
 absl::StatusOr<std::vector<PageIndex>> ScanDivergedPages(pid_t pid, const std::vector<RootMapping>& mappings, ScanMethod method = ScanMethod::kAuto);
 
-// Copies those pages out of the process.
-absl::StatusOr<PageSet> CopyPages(pid_t pid, const std::vector<RootMapping>& mappings, std::vector<PageIndex> indexes);
+// Copies those pages out of the process, into `buffer` if it is large enough, else into new memory.
+absl::StatusOr<PageSet> CopyPages(pid_t pid, const std::vector<RootMapping>& mappings, std::vector<PageIndex> indexes, Mapping buffer = Mapping());
 
 // Writes `pages` into the process. INVALID_ARGUMENT if one of them lies in none of the mappings; nothing is written then.
 absl::Status InjectPages(pid_t pid, const std::vector<RootMapping>& mappings, const PageSet& pages);

@@ -150,6 +150,17 @@ TEST(CopyAndInject, PagesGoFromOneCopyToAnother) {
   EXPECT_EQ(*ScanDivergedPages(::getpid(), target.Mappings()), std::vector<PageIndex>(written.begin(), written.end())) << "injected pages are the copy's own";
 }
 
+TEST(CopyAndInject, ABufferThatIsTooSmallIsReplaced) {
+  PrivateCopy copy;
+  for (const int64_t page : {5, 6, 7}) { *copy.page(page) = static_cast<char>('0' + page); }
+  for (const std::size_t pages : {0u, 1u, 3u, 9u}) {
+    Mapping buffer = *Mapping::Anonymous(pages * kPageBytes, Mapping::Prefault::kYes);
+    const auto set = CopyPages(::getpid(), copy.Mappings(), {5, 6, 7}, std::move(buffer));
+    ASSERT_TRUE(set.ok()) << set.status();
+    EXPECT_EQ(set->page(2)[0], '7') << pages;
+  }
+}
+
 TEST(CopyAndInject, APageBeyondTheEndIsRefusedBeforeAnythingIsWritten) {
   PrivateCopy target;
   Mapping bytes = *Mapping::Anonymous(2 * kPageBytes, Mapping::Prefault::kNo);

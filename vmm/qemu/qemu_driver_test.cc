@@ -175,6 +175,7 @@ class QemuDriverTest : public testing::TestWithParam<Accelerator> {
   };
   // Pauses, saves, copies, resumes.
   BranchPoint Branch(Vm& vm) {
+    EXPECT_TRUE(around_.Await(vm.PrepareBranch(Soon())).ok());
     const auto begin = Deadline::Clock::now();
     EXPECT_TRUE(around_.Await(vm.Pause(Soon())).ok());
     absl::StatusOr<std::string> state = around_.Await(vm.SaveDeviceState(Soon()));

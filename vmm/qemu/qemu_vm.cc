@@ -176,6 +176,8 @@ struct QemuVm::State : std::enable_shared_from_this<QemuVm::State> {
   AsyncEvent load_ended;
   std::string load_status;
   std::unique_ptr<QmpClient> qmp;
+  // What PrepareBranch has left for CollectDivergedPages.
+  CollectPlan plan;
   bool paused = false;
   bool stop_asked = false;
   bool kill_asked = false;
@@ -328,6 +330,7 @@ Task<absl::Status> QemuVm::Pause(Deadline deadline) {
 
 Task<absl::Status> QemuVm::Resume(Deadline deadline) {
   std::shared_ptr<State> state = state_;
+  state->plan = CollectPlan();
   const absl::StatusOr<json> reply = co_await Command(state, "cont", json::object(), deadline);
   if (reply.ok()) { state->paused = false; }
   co_return reply.status();
@@ -374,12 +377,23 @@ Task<absl::StatusOr<std::string>> QemuVm::SaveOn(std::shared_ptr<State> state, D
   co_return ContentsOf(memfd->get());
 }
 
+Task<absl::Status> QemuVm::PrepareBranch(Deadline deadline) {
+  std::shared_ptr<State> state = state_;
+  FORKD_CO_RETURN_IF_ERROR(state->CheckUsable());
+  auto prepare = [state] { return state->launcher->PrepareCollect(state->parts.process, *state->parts.root); };
+  absl::StatusOr<CollectPlan> plan = co_await state->pool->Run(std::move(prepare));
+  if (!plan.ok()) { co_return plan.status(); }
+  state->plan = *std::move(plan);
+  co_return absl::OkStatus();
+}
+
 Task<absl::StatusOr<PageSet>> QemuVm::CollectDivergedPages(Deadline deadline) {
   std::shared_ptr<State> state = state_;
   FORKD_CO_RETURN_IF_ERROR(state->CheckUsable());
   if (!state->paused) { co_return NotPaused(); }
   // Bounded by the guest's memory, so the deadline is only looked at afterwards: a copy cannot be taken back half-way.
-  auto collect = [state] { return state->launcher->CollectDivergedPages(state->parts.process, *state->parts.root); };
+  CollectPlan plan = std::exchange(state->plan, CollectPlan());
+  auto collect = [state, &plan] { return state->launcher->CollectDivergedPages(state->parts.process, *state->parts.root, std::move(plan)); };
   absl::StatusOr<PageSet> pages = co_await state->pool->Run(std::move(collect));
   if (pages.ok() && deadline.Expired()) {
     co_return Error(absl::StatusCode::kDeadlineExceeded, Reason::kDeadline, "the diverged pages were not copied in time");

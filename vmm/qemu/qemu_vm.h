@@ -40,6 +40,7 @@ class QemuVm final : public Vm {
   Task<absl::Status> Resume(Deadline deadline) override;
   Task<absl::StatusOr<VmStatus>> QueryStatus(Deadline deadline) override;
   Task<absl::StatusOr<std::string>> SaveDeviceState(Deadline deadline) override;
+  Task<absl::Status> PrepareBranch(Deadline deadline) override;
   Task<absl::StatusOr<PageSet>> CollectDivergedPages(Deadline deadline) override;
   Task<absl::StatusOr<UniqueFd>> ConnectAgent(Deadline deadline) override;
   Task<absl::StatusOr<std::string>> ReadConsole(int64_t max_bytes, Deadline deadline) override;
