@@ -372,6 +372,31 @@ TEST_P(QemuDriverTest, StateAndPagesAreForPausedChildrenOnly) {
   Kill(std::move(parent.vm));
 }
 
+TEST_P(QemuDriverTest, ManySavesLeaveNoDescriptorInQemu) {
+  const Root root = MakeRoot();
+  ASSERT_NE(root.image, nullptr);
+  std::unique_ptr<Vm> child = Restore(NewRestore(root));
+  ASSERT_NE(child, nullptr);
+  const auto descriptors = [&] {
+    return std::distance(std::filesystem::directory_iterator(absl::StrCat("/proc/", child->process().pid, "/fd")), std::filesystem::directory_iterator());
+  };
+  Branch(*child);
+  ASSERT_TRUE(around_.Await(child->Pause(Soon())).ok());
+  const auto before = descriptors();
+  std::size_t size = 0;
+  for (int i = 0; i < 20; ++i) {
+    if (i % 2 == 0) { ASSERT_TRUE(around_.Await(child->PrepareBranch(Soon())).ok()); }
+    const auto state = around_.Await(child->SaveDeviceState(Soon()));
+    ASSERT_TRUE(state.ok()) << state.status();
+    // Equal but for the real-time clock, which goes on.
+    EXPECT_TRUE(size == 0 || size == state->size()) << "a save begins where the last one ended";
+    EXPECT_TRUE(absl::StartsWith(*state, "QEVM"));
+    size = state->size();
+  }
+  EXPECT_EQ(descriptors(), before);
+  Kill(std::move(child));
+}
+
 TEST_P(QemuDriverTest, TheConsoleIsReadOnceAndBounded) {
   Parent parent = BootParent();
   ASSERT_NE(parent.vm, nullptr);
@@ -547,6 +572,7 @@ TEST_P(QemuDriverTest, APausedVmIsAdoptedPaused) {
   const std::string run_dir = spec.run_dir;
   std::unique_ptr<Vm> vm = Restore(std::move(spec));
   ASSERT_NE(vm, nullptr);
+  const std::string saved_before = *around_.Await(vm->SaveDeviceState(Soon()));
   const ProcessId process = vm->process();
   around_.OnIoThread([&] {
     vm->Release();
@@ -554,7 +580,9 @@ TEST_P(QemuDriverTest, APausedVmIsAdoptedPaused) {
   });
   absl::StatusOr<std::unique_ptr<Vm>> adopted = around_.Await(driver_->Adopt({.id = "again", .process = process, .run_dir = run_dir}, Soon()));
   ASSERT_TRUE(adopted.ok()) << adopted.status();
-  EXPECT_TRUE(around_.Await((*adopted)->SaveDeviceState(Soon())).ok());
+  const auto state = around_.Await((*adopted)->SaveDeviceState(Soon()));
+  ASSERT_TRUE(state.ok()) << state.status();
+  EXPECT_EQ(state->size(), saved_before.size()) << "the whole of it, not what an earlier daemon's descriptor left";
   EXPECT_TRUE(around_.Await((*adopted)->CollectDivergedPages(Soon())).ok());
   Kill(*std::move(adopted));
 }

@@ -38,8 +38,6 @@ constexpr auto kNoThrow = boost::asio::as_tuple(boost::asio::use_awaitable);
 constexpr int64_t kMaxDeviceStateBytes = 16 << 20;
 // The console's ring, as qemu_args.cc sizes it.
 constexpr int64_t kConsoleBytes = 65536;
-// Any free number; taken for the length of one save.
-constexpr int kStateFdset = 100;
 // How long QEMU's end may take to be noticed once its control socket has closed.
 constexpr auto kEndGrace = seconds(2);
 constexpr std::size_t kMaxShownStderrBytes = 400;
@@ -105,6 +103,14 @@ absl::Status UnexpectedReply(absl::string_view command) {
 }
 
 }  // namespace
+
+// Where QEMU writes device states: a memfd, in a descriptor set of QEMU's. One for a VM's whole life, because QEMU 7.2 closes what remove-fd
+// takes out of a set only if the guest runs at that moment (monitor_fdset_cleanup).
+struct QemuVm::StateTarget {
+  uint64_t fdset = 0;
+  UniqueFd memfd;
+  UniqueFd write_only;  // the same file, as QEMU has it
+};
 
 // Shared with the coroutines that watch the process, which outlive the VM until its process is gone and reaped.
 struct QemuVm::State : std::enable_shared_from_this<QemuVm::State> {
@@ -178,6 +184,7 @@ struct QemuVm::State : std::enable_shared_from_this<QemuVm::State> {
   std::unique_ptr<QmpClient> qmp;
   // What PrepareBranch has left for CollectDivergedPages.
   CollectPlan plan;
+  std::optional<StateTarget> state_target;
   bool paused = false;
   bool stop_asked = false;
   bool kill_asked = false;
@@ -356,25 +363,36 @@ Task<absl::StatusOr<VmStatus>> QemuVm::QueryOn(std::shared_ptr<State> state, Dea
 
 Task<absl::StatusOr<std::string>> QemuVm::SaveDeviceState(Deadline deadline) { return SaveOn(state_, deadline); }
 
-Task<absl::StatusOr<std::string>> QemuVm::SaveOn(std::shared_ptr<State> state, Deadline deadline) {
-  FORKD_CO_RETURN_IF_ERROR(state->CheckUsable());
-  if (!state->paused) { co_return NotPaused(); }
+Task<absl::Status> QemuVm::EnsureStateTarget(std::shared_ptr<State> state, Deadline deadline) {
+  if (state->state_target.has_value()) { co_return absl::OkStatus(); }
   absl::StatusOr<UniqueFd> memfd = NewMemfd("forkd-device-state");
   if (!memfd.ok()) { co_return memfd.status(); }
   // QEMU refuses a descriptor that may read, too, where it is to write.
   UniqueFd write_only(::open(absl::StrCat("/proc/self/fd/", memfd->get()).c_str(), O_WRONLY | O_CLOEXEC));
   if (!write_only.valid()) { co_return ErrnoError(errno, "open a memfd for writing"); }
-  json set = json::object({{"fdset-id", kStateFdset}});
-  absl::StatusOr<json> reply = co_await Command(state, "add-fd", set, deadline, write_only.get());
+  // QEMU chooses the number: an earlier daemon's set may still be there.
+  const absl::StatusOr<json> reply = co_await Command(state, "add-fd", json::object(), deadline, write_only.get());
   if (!reply.ok()) { co_return reply.status(); }
-  write_only.reset();
+  const json fdset = reply->is_object() ? reply->value("fdset-id", json()) : json();
+  if (!fdset.is_number_unsigned()) { co_return UnexpectedReply("add-fd"); }
+  state->state_target = StateTarget{.fdset = fdset.get<uint64_t>(), .memfd = *std::move(memfd), .write_only = std::move(write_only)};
+  co_return absl::OkStatus();
+}
+
+Task<absl::StatusOr<std::string>> QemuVm::SaveOn(std::shared_ptr<State> state, Deadline deadline) {
+  FORKD_CO_RETURN_IF_ERROR(state->CheckUsable());
+  if (!state->paused) { co_return NotPaused(); }
+  const absl::Status ready = co_await EnsureStateTarget(state, deadline);
+  if (!ready.ok()) { co_return ready; }
+  // QEMU writes through a duplicate, which shares its offset with ours.
+  if (::ftruncate(state->state_target->memfd.get(), 0) != 0 || ::lseek(state->state_target->write_only.get(), 0, SEEK_SET) != 0) {
+    co_return ErrnoError(errno, "rewind a memfd");
+  }
   // live=false: with true QEMU gives up its disks, for another host to take.
-  json to = json::object({{"filename", absl::StrCat("/dev/fdset/", kStateFdset)}, {"live", false}});
+  json to = json::object({{"filename", absl::StrCat("/dev/fdset/", state->state_target->fdset)}, {"live", false}});
   const absl::StatusOr<json> saved = co_await Command(state, "xen-save-devices-state", std::move(to), deadline);
-  reply = co_await Command(state, "remove-fd", std::move(set), deadline);
   if (!saved.ok()) { co_return saved.status(); }
-  if (!reply.ok()) { co_return reply.status(); }
-  co_return ContentsOf(memfd->get());
+  co_return ContentsOf(state->state_target->memfd.get());
 }
 
 Task<absl::Status> QemuVm::PrepareBranch(Deadline deadline) {
@@ -384,7 +402,7 @@ Task<absl::Status> QemuVm::PrepareBranch(Deadline deadline) {
   absl::StatusOr<CollectPlan> plan = co_await state->pool->Run(std::move(prepare));
   if (!plan.ok()) { co_return plan.status(); }
   state->plan = *std::move(plan);
-  co_return absl::OkStatus();
+  co_return co_await EnsureStateTarget(state, deadline);
 }
 
 Task<absl::StatusOr<PageSet>> QemuVm::CollectDivergedPages(Deadline deadline) {

@@ -50,6 +50,7 @@ class QemuVm final : public Vm {
 
  private:
   struct State;
+  struct StateTarget;
   static Task<void> WatchProcess(std::shared_ptr<State> state);
   static Task<void> ReportUnlessEnded(std::shared_ptr<State> state, std::string reason);
   static Task<void> CheckUnexpectedStop(std::shared_ptr<State> state);
@@ -57,6 +58,7 @@ class QemuVm final : public Vm {
                                                       Deadline deadline, int fd = -1);
   static Task<absl::StatusOr<VmStatus>> QueryOn(std::shared_ptr<State> state, Deadline deadline);
   static Task<absl::Status> LoadOn(std::shared_ptr<State> state, std::shared_ptr<const std::string> device_state, Deadline deadline);
+  static Task<absl::Status> EnsureStateTarget(std::shared_ptr<State> state, Deadline deadline);
   static Task<absl::StatusOr<std::string>> SaveOn(std::shared_ptr<State> state, Deadline deadline);
 
   std::shared_ptr<State> state_;
