@@ -1,3 +1,4 @@
+#include <signal.h>
 #include <unistd.h>
 
 #include <fstream>
@@ -217,6 +218,52 @@ TEST_F(AgentTest, ABusyRunnerIsReseededWhileItsCodeRuns) {
     EXPECT_NE(response->value(), "0.6229016948897019") << waiting;
     unlink(flag.c_str());
   }
+}
+
+TEST_F(AgentTest, AnIdleRunnerSleepsThroughPrepareAndIsReseededBeforeItsNextCode) {
+  StartAgent();
+  const pid_t runner = std::stoi(Eval("import os, random; random.seed(5); os.getpid()").value());
+  // Prepare cannot be waiting for a runner that cannot run.
+  ASSERT_EQ(kill(runner, SIGSTOP), 0);
+  agentpb::PrepareRequest request;
+  request.set_entropy(std::string(64, 'e'));
+  const absl::StatusOr<agentpb::PrepareResponse> prepared = Run(client_->Prepare(request, Soon()));
+  ASSERT_EQ(kill(runner, SIGCONT), 0);
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  EXPECT_EQ(prepared->failures_size(), 1);  // Entropy, which is not this machine's to change.
+  EXPECT_NE(Eval("random.random()").value(), "0.6229016948897019");
+  // Once.
+  Eval("random.seed(5)");
+  EXPECT_EQ(Eval("random.random()").value(), "0.6229016948897019");
+}
+
+TEST_F(AgentTest, ThreadsThatGoOnAreReseededAtOnce) {
+  StartAgent();
+  const std::string folder = agent_->folder();
+  Eval("import os, random, threading, time\ndef draw():\n    while not os.path.exists('" + folder + "/go'): time.sleep(0.01)\n    open('" + folder +
+       "/tmp', 'w').write(str(random.random()))\n    os.rename('" + folder + "/tmp', '" + folder + "/drawn')\nrandom.seed(5)\nthreading.Thread(target=draw).start()");
+  agentpb::PrepareRequest request;
+  request.set_entropy(std::string(64, 'e'));
+  ASSERT_TRUE(Run(client_->Prepare(request, Soon())).ok());
+  std::ofstream(folder + "/go").put('x');
+  ASSERT_TRUE(Eventually([&] { return access((folder + "/drawn").c_str(), F_OK) == 0; }));
+  std::string drawn;
+  std::ifstream(folder + "/drawn") >> drawn;
+  EXPECT_NE(drawn, "0.6229016948897019");
+  EXPECT_EQ(drawn.substr(0, 2), "0.");
+}
+
+TEST_F(AgentTest, ARunnerThatCannotBeReseededRunsNothingMore) {
+  StartAgent();
+  Eval("import os, random; random.seed(5); os.close(4)");
+  agentpb::PrepareRequest request;
+  request.set_entropy(std::string(64, 'e'));
+  ASSERT_TRUE(Run(client_->Prepare(request, Soon())).ok());
+  const agentpb::EvalResponse refused = Eval("print('ran'); random.random()");
+  EXPECT_TRUE(refused.runner_restarted());
+  EXPECT_NE(refused.error().find("could not be reseeded"), std::string::npos) << refused.error();
+  EXPECT_EQ(refused.stdout_data(), "");
+  EXPECT_EQ(Eval("1 + 1").value(), "2");
 }
 
 TEST_F(AgentTest, TwoClonesOfOneRunnerDrawDifferentNumbersAfterPrepare) {

@@ -25,6 +25,8 @@ class AgentService {
       : loop_(loop), execs_(loop), runner_(loop, options.runner_program), preparer_(options.machine, options.run_dir, &execs_, &runner_) {}
 
   std::shared_ptr<StreamHandler> Dispatch(const ttrpc::Request& request, bool streaming, Call call);
+  // Once, before serving as PID 1.
+  void MakeIdentityFiles() { preparer_.MakeIdentityFiles(); }
   // Ends what the agent has started.
   void Shutdown();
 

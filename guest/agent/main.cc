@@ -36,6 +36,7 @@ int Serve(UniqueFd fd, Connection::Kind kind, const ttrpc::SyncToken& token, con
   signal(SIGPIPE, SIG_IGN);
   EventLoop loop;
   AgentService service(&loop, options);
+  if (options.machine == Preparer::Machine::kOwn) { service.MakeIdentityFiles(); }
   fcntl(fd.get(), F_SETFL, fcntl(fd.get(), F_GETFL) | O_NONBLOCK);
   fcntl(fd.get(), F_SETFD, FD_CLOEXEC);
   Connection connection(&loop, std::move(fd), kind, token, [&service](const ttrpc::Request& request, bool streaming, Call call) {

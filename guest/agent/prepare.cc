@@ -104,6 +104,16 @@ std::string BootId() {
   return line;
 }
 
+void Preparer::MakeIdentityFiles() {
+  if (mkdir(run_dir_.c_str(), 0755) != 0 && errno != EEXIST) { Say("mkdir " + run_dir_ + ": " + ErrnoText(errno)); }
+  // Nothing here is fatal: Prepare tries again, and reports.
+  for (const std::string& error : {WriteWhole(run_dir_ + "/generation", "0\n"), SetBootId(run_dir_, BootId()), SetHostname("forkd"),
+                                   // systemd's word for an id that is yet to come (machine-id(5)).
+                                   WriteWhole("/etc/machine-id", "uninitialized\n")}) {
+    if (!error.empty()) { Say(error); }
+  }
+}
+
 void Preparer::Prepare(const pb::PrepareRequest& request, Call call) {
   if (const Status status = Check(request); !status.ok()) {
     call.Finish(status);

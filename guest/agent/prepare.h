@@ -21,6 +21,10 @@ class Preparer {
   Preparer(Machine machine, std::string run_dir, ExecTable* execs, Runner* runner)
       : machine_(machine), run_dir_(std::move(run_dir)), execs_(execs), runner_(runner) {}
 
+  // On a machine of its own, once at boot: makes the files that Prepare will change (copied up into the overlay, mounted), so that the parent has done what
+  // would otherwise cost every clone time and memory of its own.
+  void MakeIdentityFiles();
+
   void Prepare(const ::forkd::agent::v1::PrepareRequest& request, Call call);
   uint64_t generation() const { return generation_; }
 

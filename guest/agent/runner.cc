@@ -28,6 +28,7 @@ constexpr uint8_t kResult = 129;
 constexpr uint8_t kHasValue = 1;
 constexpr uint8_t kHasError = 2;
 constexpr uint8_t kValueTruncated = 4;
+constexpr uint8_t kThreadsRun = 8;
 
 constexpr std::size_t kMaxMessageBytes = 3 * 1024 * 1024;
 constexpr std::size_t kMaxCodeBytes = 1024 * 1024;
@@ -138,6 +139,15 @@ void Runner::Reseed(const std::string& entropy, ReseedDone done) {
     done("");
     return;
   }
+  if (ready_ && !busy_ && !reseeding_ && !has_threads_) {
+    owed_entropy_ = entropy;
+    done("");
+    return;
+  }
+  ReseedNow(entropy, std::move(done));
+}
+
+void Runner::ReseedNow(const std::string& entropy, ReseedDone done) {
   PendingReseed pending;
   pending.entropy = entropy;
   pending.done = std::move(done);
@@ -146,6 +156,22 @@ void Runner::Reseed(const std::string& entropy, ReseedDone done) {
   reseeds_.push_back(std::move(pending));
   // One that starts is asked when it is ready: it has imported, and so seeded, what it had to.
   if (ready_) { SendReseed(reseeds_.back().id, entropy); }
+}
+
+void Runner::ReseedBeforeNext() {
+  reseeding_ = true;
+  ReseedNow(owed_entropy_, [this](const std::string& error) {
+    if (!reseeding_) { return; }  // The runner is gone.
+    reseeding_ = false;
+    if (error.empty()) {
+      owed_entropy_.clear();
+      Next();
+      return;
+    }
+    // Code that would draw its siblings' numbers must not run: the evaluation that came gets the blame and a new runner.
+    busy_ = !queue_.empty();
+    Lost("the runner could not be reseeded after a fork and was killed: " + error, false);
+  });
 }
 
 void Runner::SendReseed(uint64_t id, const std::string& entropy) {
@@ -264,6 +290,9 @@ void Runner::Stop() {
   pid_ = -1;
   ready_ = false;
   busy_ = false;
+  reseeding_ = false;
+  has_threads_ = false;
+  owed_entropy_.clear();
   if (start_timer_ != 0) { loop_->Cancel(start_timer_); }
   start_timer_ = 0;
   loop_->Remove(socket_.get());
@@ -345,7 +374,7 @@ void Runner::OnTimeout(uint64_t job_id) {
 }
 
 void Runner::Next() {
-  while (!queue_.empty() && !busy_) {
+  while (!queue_.empty() && !busy_ && !reseeding_) {
     if (pid_ < 0) {
       const Status started = Start();
       if (!started.ok()) {
@@ -361,6 +390,10 @@ void Runner::Next() {
       Job ready = std::move(job);
       queue_.pop_front();
       Finish(ready, {}, {});
+      continue;
+    }
+    if (!owed_entropy_.empty()) {
+      ReseedBeforeNext();
       continue;
     }
     busy_ = true;
@@ -466,6 +499,7 @@ void Runner::OnMessage(uint8_t type, const std::string& body) {
     good = good && TakeField(&rest, &value) && TakeField(&rest, &error) && TakeField(&rest, &traceback);
     if ((flags & kHasValue) != 0) { response.set_value(ValidUtf8(std::move(value), queue_.front().max_output_bytes)); }
     if ((flags & kHasError) != 0) { response.set_error(ValidUtf8(std::move(error), kMaxErrorBytes)); }
+    has_threads_ = (flags & kThreadsRun) != 0;
     response.set_value_truncated((flags & kValueTruncated) != 0);
     response.set_traceback(ValidUtf8(std::move(traceback), kMaxErrorBytes));
     response.set_duration_ns(static_cast<uint64_t>(std::chrono::nanoseconds(std::chrono::steady_clock::now() - began_).count()));

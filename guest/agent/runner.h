@@ -3,7 +3,8 @@
 // Its descriptor 3 is a stream socket. Both directions carry messages: 4 bytes big-endian length of what follows, 1 byte type, body.
 //   to the runner    1 EVAL     4 bytes: how many bytes of the value to keep; then the code
 //   from the runner  128 READY  what it is, for people
-//                    129 RESULT 1 byte of flags (1 value, 2 error, 4 value truncated), then value, error, traceback: 4 bytes length + bytes each
+//                    129 RESULT 1 byte of flags (1 value, 2 error, 4 value truncated, 8 threads go on running), then value, error, traceback: 4 bytes
+//                               length + bytes each
 // Its descriptor 4 is a seqpacket socket for reseeding, which may not wait for code that runs: a clone of a busy machine must draw other numbers at
 // once. The agent sends a packet of entropy and signals the main thread (SIGRTMIN + 7); the answer is a packet: 0, or 1 and what went wrong.
 // Its stdout and stderr are pipes to the agent, so that what C libraries and child processes write is caught as well; the agent keeps what comes
@@ -32,7 +33,9 @@ class Runner {
   Runner(EventLoop* loop, std::string program) : loop_(loop), program_(std::move(program)) {}
 
   void Eval(const ::forkd::agent::v1::EvalRequest& request, EvalDone done);
-  // Also while code runs. At once where no runner runs, because one that starts later seeds itself afresh.
+  // Before any more code draws numbers. While code or its threads run, they are interrupted for it, and `done` waits for the runner's answer. An idle
+  // runner is left asleep (waking it costs a clone a megabyte of memory of its own): it is reseeded before the next evaluation, and replaced if that
+  // fails. Where no runner runs there is nothing to do: one that starts later seeds itself afresh.
   void Reseed(const std::string& entropy, ReseedDone done);
   // Starts it if it does not run.
   void WhenReady(ReadyDone done);
@@ -59,6 +62,8 @@ class Runner {
   };
 
   Status Start();
+  void ReseedNow(const std::string& entropy, ReseedDone done);
+  void ReseedBeforeNext();
   void SendReseed(uint64_t id, const std::string& entropy);
   void OnReseeded();
   void FinishReseed(uint64_t id, const std::string& error);
@@ -87,6 +92,11 @@ class Runner {
   std::deque<Job> queue_;
   // Answered in order.
   std::deque<PendingReseed> reseeds_;
+  // Of an idle runner: what to reseed it from before it runs anything; empty: nothing.
+  std::string owed_entropy_;
+  // An idle runner is being reseeded, and the front of the queue waits for that.
+  bool reseeding_ = false;
+  bool has_threads_ = false;
   EventLoop::TimerId start_timer_ = 0;
   // The front of the queue has been handed to the runner.
   bool busy_ = false;

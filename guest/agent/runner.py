@@ -5,6 +5,7 @@ The agent starts it once; it imports what is worth warming, then evaluates code 
 and 4 are described in guest/agent/runner.h. Standard library alone; NumPy is imported where the image has it.
 """
 
+import _thread
 import ast
 import hashlib
 import linecache
@@ -18,7 +19,7 @@ import traceback
 
 EVAL = 1
 READY, RESULT = 128, 129
-HAS_VALUE, HAS_ERROR, VALUE_TRUNCATED = 1, 2, 4
+HAS_VALUE, HAS_ERROR, VALUE_TRUNCATED, THREADS_RUN = 1, 2, 4, 8
 MAX_TEXT_BYTES = 64 * 1024
 RESEED_SIGNAL = signal.SIGRTMIN + 7
 
@@ -123,6 +124,8 @@ class Evaluator:
         flush()
         error, trace = cut(error, MAX_TEXT_BYTES)[0], trace[-MAX_TEXT_BYTES:]
         fields = b"".join(struct.pack(">I", len(f)) + f for f in (value, error, trace))
+        if _thread._count() > 0:
+            flags |= THREADS_RUN
         return bytes([flags]) + fields
 
     def reseed(self, entropy):

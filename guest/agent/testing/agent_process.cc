@@ -90,7 +90,7 @@ long AgentProcess::PrivateKib() const {
     std::string name;
     long kib = 0;
     words >> name >> kib;
-    if (name == "Private_Clean:" || name == "Private_Dirty:") { total += kib; }
+    if (name == "Private_Dirty:") { total += kib; }
   }
   return total;
 }

@@ -26,7 +26,7 @@ class AgentProcess {
   pid_t pid() const { return pid_; }
   // A new host connection: the previous one's socket may be closed or still open (it is cut then). Bytes that were under way stay under way.
   UniqueFd Attach();
-  // Memory of the agent's own, in KiB (Private_Clean + Private_Dirty of smaps_rollup).
+  // Memory of the agent's own, in KiB (Private_Dirty of smaps_rollup: clean pages are its file's).
   long PrivateKib() const;
   const std::string& folder() const { return folder_; }
 
