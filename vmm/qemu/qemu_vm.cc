@@ -275,7 +275,9 @@ Task<absl::Status> QemuVm::ConnectControl(Deadline deadline) {
   };
   absl::StatusOr<std::unique_ptr<QmpClient>> client = co_await QmpClient::Open(*std::move(socket), std::move(handlers), deadline);
   if (!client.ok()) {
-    if (client.status().code() == absl::StatusCode::kUnavailable) { co_await state->process_ended.Wait(deadline.Within(kEndGrace)); }
+    if (client.status().code() != absl::StatusCode::kUnavailable) { co_return client.status(); }
+    // The socket closed because the process ended: its own reason says more.
+    co_await state->process_ended.Wait(deadline.Within(kEndGrace));
     co_return state->exit.has_value() ? state->Gone() : client.status();
   }
   state->qmp = *std::move(client);
