@@ -13,6 +13,7 @@
 #include "guest/agent/connection.h"
 #include "guest/agent/event_loop.h"
 #include "guest/agent/init.h"
+#include "guest/agent/spawn.h"
 
 namespace {
 
@@ -34,6 +35,7 @@ void OccupyLowDescriptors() {
 
 int Serve(UniqueFd fd, Connection::Kind kind, const ttrpc::SyncToken& token, const AgentService::Options& options) {
   signal(SIGPIPE, SIG_IGN);
+  PrepareToSpawn();
   EventLoop loop;
   AgentService service(&loop, options);
   if (options.machine == Preparer::Machine::kOwn) { service.MakeIdentityFiles(); }

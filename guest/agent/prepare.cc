@@ -10,11 +10,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <fstream>
 #include <memory>
 #include <vector>
 
 #include "guest/agent/console.h"
+#include "guest/agent/small_file.h"
 
 namespace forkd::agent {
 namespace {
@@ -98,10 +98,8 @@ std::string SetBootId(const std::string& run_dir, const std::string& boot_id) {
 }  // namespace
 
 std::string BootId() {
-  std::ifstream file(kBootIdPath);
-  std::string line;
-  std::getline(file, line);
-  return line;
+  const std::string content = ReadSmallFile(kBootIdPath, 64);
+  return content.substr(0, content.find('\n'));
 }
 
 void Preparer::MakeIdentityFiles() {

@@ -15,14 +15,16 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <fstream>
 
 #include "guest/agent/console.h"
+#include "guest/agent/small_file.h"
 
 namespace forkd::agent {
 namespace {
 
 constexpr const char* kDefaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+constexpr const char* kPasswdPath = "/etc/passwd";
+constexpr const char* kGroupPath = "/etc/group";
 constexpr std::size_t kChildStackBytes = 64 * 1024;
 
 std::vector<std::string> Split(const std::string& line, char separator) {
@@ -44,6 +46,14 @@ std::optional<uint32_t> ParseId(const std::string& text) {
   return static_cast<uint32_t>(value);
 }
 
+// What rt_sigaction(2) takes on x86-64, as the kernel has it.
+struct KernelSigaction {
+  void (*handler)(int) = SIG_DFL;
+  unsigned long flags = 0;
+  void (*restorer)() = nullptr;
+  unsigned long mask = 0;
+};
+
 enum class Stage : int { kNone, kStdio, kTerminal, kUser, kCwd, kExec };
 
 struct Child {
@@ -53,6 +63,7 @@ struct Child {
   const std::vector<std::string>* candidates;
   const char* cwd;
   bool cwd_optional;
+  const std::vector<int>* reset;
   Stage failed = Stage::kNone;
   int error = 0;
 };
@@ -66,14 +77,9 @@ int RunChild(void* argument) {
     child->failed = stage;
     _exit(127);
   };
-  // By system call, for glibc refuses to touch the two signals that it uses itself, which whoever started the agent may have left ignored.
-  struct {
-    void (*handler)(int) = SIG_DFL;
-    unsigned long flags = 0;
-    void (*restorer)() = nullptr;
-    unsigned long mask = 0;
-  } defaults;
-  for (int signal = 1; signal < NSIG; ++signal) { syscall(SYS_rt_sigaction, signal, &defaults, nullptr, sizeof defaults.mask); }
+  // By system call, for glibc refuses to touch the two signals that it uses itself.
+  const KernelSigaction defaults;
+  for (int signal : *child->reset) { syscall(SYS_rt_sigaction, signal, &defaults, nullptr, sizeof defaults.mask); }
   setsid();
   umask(022);
   // The sources are all above the targets (main() sees to it), so the order does no harm. dup2 clears close-on-exec.
@@ -151,7 +157,27 @@ std::vector<char*> Pointers(const std::vector<std::string>& strings) {
 
 }  // namespace
 
-std::optional<User> FindUser(const std::string& name_or_uid) {
+namespace {
+
+// Which version of a file it is.
+struct Signature {
+  dev_t device = 0;
+  ino_t inode = 0;
+  off_t size = 0;
+  time_t seconds = 0;
+  long nanoseconds = 0;
+  bool operator==(const Signature&) const = default;
+};
+
+Signature SignatureOf(const char* path) {
+  struct stat info {};
+  if (stat(path, &info) != 0) { return {}; }
+  return {info.st_dev, info.st_ino, info.st_size, info.st_mtim.tv_sec, info.st_mtim.tv_nsec};
+}
+
+std::vector<std::string> Lines(const std::string& path) { return Split(ReadSmallFile(path), '\n'); }
+
+std::optional<User> LookUpUser(const std::string& name_or_uid) {
   User user;
   const std::optional<uint32_t> number = ParseId(name_or_uid);
   if (number.has_value()) {
@@ -160,8 +186,7 @@ std::optional<User> FindUser(const std::string& name_or_uid) {
     user.home = "/";
   }
   bool found = false;
-  std::ifstream passwd("/etc/passwd");
-  for (std::string line; !found && std::getline(passwd, line);) {
+  for (const std::string& line : Lines(kPasswdPath)) {
     const std::vector<std::string> parts = Split(line, ':');
     if (parts.size() < 7) { continue; }
     const std::optional<uint32_t> uid = ParseId(parts[2]);
@@ -174,11 +199,11 @@ std::optional<User> FindUser(const std::string& name_or_uid) {
     user.home = parts[5].empty() ? "/" : parts[5];
     user.shell = parts[6].empty() ? "/bin/sh" : parts[6];
     found = true;
+    break;
   }
   if (!found && !number.has_value() && !name_or_uid.empty() && name_or_uid != "root") { return std::nullopt; }
   user.groups.push_back(user.gid);
-  std::ifstream group("/etc/group");
-  for (std::string line; std::getline(group, line);) {
+  for (const std::string& line : Lines(kGroupPath)) {
     const std::vector<std::string> parts = Split(line, ':');
     if (parts.size() < 4) { continue; }
     const std::optional<uint32_t> gid = ParseId(parts[2]);
@@ -187,6 +212,50 @@ std::optional<User> FindUser(const std::string& name_or_uid) {
     if (std::find(members.begin(), members.end(), user.name) != members.end()) { user.groups.push_back(*gid); }
   }
   return user;
+}
+
+// Signals that whoever started the agent, or the agent itself, ignores: the only disposition that outlives execve.
+std::vector<int> IgnoredSignals() {
+  std::vector<int> ignored;
+  for (int signal = 1; signal < NSIG; ++signal) {
+    KernelSigaction action;
+    if (syscall(SYS_rt_sigaction, signal, nullptr, &action, sizeof action.mask) == 0 && action.handler == SIG_IGN) { ignored.push_back(signal); }
+  }
+  return ignored;
+}
+
+const std::vector<int>& SignalsToReset() {
+  static const std::vector<int> ignored = IgnoredSignals();
+  return ignored;
+}
+
+void* ChildStack() {
+  static void* const stack = mmap(nullptr, kChildStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+  return stack;
+}
+
+}  // namespace
+
+void PrepareToSpawn() {
+  SignalsToReset();
+  ChildStack();
+  FindUser("");
+}
+
+std::optional<User> FindUser(const std::string& name_or_uid) {
+  // The last answer, for as long as both files are as they were: nearly always root.
+  struct Cached {
+    std::string name;
+    Signature passwd;
+    Signature group;
+    std::optional<User> user;
+  };
+  static std::optional<Cached> cached;
+  const Signature passwd = SignatureOf(kPasswdPath);
+  const Signature group = SignatureOf(kGroupPath);
+  if (cached.has_value() && cached->name == name_or_uid && cached->passwd == passwd && cached->group == group) { return cached->user; }
+  cached = Cached{name_or_uid, passwd, group, LookUpUser(name_or_uid)};
+  return cached->user;
 }
 
 std::vector<std::string> MakeEnvironment(const User& user, bool tty, const std::vector<std::string>& overlay) {
@@ -215,14 +284,12 @@ std::pair<pid_t, SpawnFailure> Spawn(const SpawnSpec& spec) {
     }
     for (const std::string& folder : Split(path, ':')) { candidates.push_back((folder.empty() ? "." : folder) + "/" + spec.argv[0]); }
   }
-  Child child{&spec, argv.data(), env.data(), &candidates, spec.cwd.empty() ? spec.user.home.c_str() : spec.cwd.c_str(), spec.cwd.empty()};
-
-  static void* const stack = mmap(nullptr, kChildStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+  Child child{&spec, argv.data(), env.data(), &candidates, spec.cwd.empty() ? spec.user.home.c_str() : spec.cwd.c_str(), spec.cwd.empty(), &SignalsToReset()};
   sigset_t all;
   sigset_t before;
   sigfillset(&all);
   sigprocmask(SIG_BLOCK, &all, &before);
-  const pid_t pid = clone(RunChild, static_cast<char*>(stack) + kChildStackBytes, CLONE_VM | CLONE_VFORK | SIGCHLD, &child);
+  const pid_t pid = clone(RunChild, static_cast<char*>(ChildStack()) + kChildStackBytes, CLONE_VM | CLONE_VFORK | SIGCHLD, &child);
   const int clone_error = errno;
   sigprocmask(SIG_SETMASK, &before, nullptr);
   if (pid < 0) { return {-1, {"OUT_OF_RESOURCES", "start a process: " + ErrnoText(clone_error)}}; }

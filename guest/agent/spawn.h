@@ -45,6 +45,9 @@ struct SpawnFailure {
   std::string message;
 };
 
+// Once, after the signal dispositions of this process are as they will stay: what every start needs, so that a clone finds it done.
+void PrepareToSpawn();
+
 // The child's pid, or why there is none. The child leads a session and a process group of its own, has default signal dispositions, an empty mask, and
 // no descriptors but those named. The agent waits for the child's execve, but shares its memory with it meanwhile: no page is copied.
 std::pair<pid_t, SpawnFailure> Spawn(const SpawnSpec& spec);
