@@ -56,13 +56,11 @@ Task<absl::StatusOr<SnapshotView>> Engine::CreateSnapshot(CreateSnapshotSpec spe
         .Meta("tag", wanted.tag.str())
         .Resource("snapshot", wanted.tag.str());
   }
-  absl::StatusOr<MemoryReservation> root = admission_.Reserve(wanted.shape.memory_mib, absl::StrCat("the microVM of snapshot ", Quoted(wanted.tag.str())));
-  if (!root.ok() && resident_.DropIdle()) {
-    root = admission_.Reserve(wanted.shape.memory_mib, absl::StrCat("the microVM of snapshot ", Quoted(wanted.tag.str())));
-  }
+  absl::StatusOr<MemoryReservation> root =
+      ReserveOrEvict(wanted.shape.memory_mib, absl::StrCat("the microVM of snapshot ", Quoted(wanted.tag.str())));
   if (!root.ok()) { co_return root.status(); }
   build->root_reservation = *std::move(root);
-  absl::StatusOr<MemoryReservation> boot = admission_.Reserve(kBootOverheadMib, absl::StrCat("the VMM of snapshot ", Quoted(wanted.tag.str())));
+  absl::StatusOr<MemoryReservation> boot = ReserveOrEvict(kBootOverheadMib, absl::StrCat("the VMM of snapshot ", Quoted(wanted.tag.str())));
   if (!boot.ok()) { co_return boot.status(); }
   build->boot_reservation = *std::move(boot);
 

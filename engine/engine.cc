@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <functional>
 #include <system_error>
 #include <utility>
 
@@ -80,6 +81,7 @@ Engine::Engine(Parts parts, EngineOptions options)
       options_(std::move(options)),
       admission_(options_.memory_budget_mib, HostAvailableMib),
       resident_(parts.runtime->executor(), parts.pool, parts.store, options_.snapshot_root, parts.driver, &admission_),
+      standby_(parts.runtime, options_.standby, std::bind_front(&Engine::MakeStandby, this), std::bind_front(&Engine::DiscardStandby, this)),
       expiry_changed_(parts.runtime->executor()),
       expiry_ended_(parts.runtime->executor()) {}
 
@@ -239,6 +241,7 @@ void Engine::BeginShutDown() {
 
 Task<void> Engine::ShutDown(bool stop_sandboxes) {
   co_await expiry_ended_.Wait(Deadline::In(std::chrono::seconds(5)));
+  co_await standby_.ShutDown();
   std::vector<SandboxId> all;
   for (const auto& [id, sandbox] : sandboxes_) { all.push_back(id); }
   for (const SandboxId& id : all) {

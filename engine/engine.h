@@ -28,6 +28,7 @@
 #include "engine/resident_snapshots.h"
 #include "engine/sandbox.h"
 #include "engine/specs.h"
+#include "engine/standby_pool.h"
 #include "snapshot/store.h"
 #include "vmm/vmm.h"
 
@@ -39,6 +40,7 @@ struct EngineOptions {
   int64_t memory_budget_mib = 0;
   int restore_window = 2;      // restores under way at once in one call: about as many as there are cores
   int max_sandboxes = 10000;
+  StandbyOptions standby;
 };
 
 // One call that uses a sandbox's agent; while it lives the sandbox is not idle.
@@ -151,7 +153,23 @@ class Engine {
   // fork.cc
   Task<void> StartChild(SandboxPtr sandbox, std::shared_ptr<const ResidentSnapshot> origin, Deadline deadline, absl::Status* result);
   Task<absl::Status> StartChildSteps(SandboxPtr sandbox, std::shared_ptr<const ResidentSnapshot> origin, Deadline deadline);
+  // Makes the guest a machine of its own: fresh entropy, clock, names, generators. Fails if any step fails.
   Task<absl::Status> PrepareGuest(Sandbox* sandbox, bool kill_orphans, Deadline deadline);
+  static Task<absl::Status> SendIdentity(std::shared_ptr<guest::AgentClient> agent, std::string hostname, std::int64_t generation, bool kill_orphans,
+                                         Deadline deadline);
+  std::int64_t NextGuestGeneration();
+  // Gives up what is kept for speed alone, one thing at a time, until the reservation fits or nothing is left to give up.
+  absl::StatusOr<MemoryReservation> ReserveOrEvict(int64_t mib, std::string what);
+
+  // restore_child.cc
+  // A VM restored on `origin`, paused, in a new run folder. On error nothing is left but the folder.
+  Task<absl::StatusOr<std::unique_ptr<vmm::Vm>>> RestoreChild(std::string id, std::string run_dir, std::shared_ptr<const ResidentSnapshot> origin,
+                                                              Deadline deadline);
+  // Resumes it and connects its agent, in the order that lets its first instructions find the host there.
+  Task<absl::StatusOr<std::shared_ptr<guest::AgentClient>>> ResumeAndConnect(vmm::Vm* vm, ttrpc::SyncToken token, Deadline deadline);
+  Task<absl::StatusOr<std::unique_ptr<StandbyChild>>> MakeStandby(SnapshotTag tag);
+  Task<absl::Status> MakeStandbySteps(StandbyChild* child, std::string id);
+  Task<void> DiscardStandby(std::shared_ptr<StandbyChild> child);
   Task<void> StartAll(std::vector<SandboxPtr> sandboxes, std::shared_ptr<const ResidentSnapshot> origin, Deadline deadline,
                       std::vector<absl::Status>* results);
   void WatchExit(const SandboxPtr& sandbox);
@@ -178,6 +196,8 @@ class Engine {
   const EngineOptions options_;
   Admission admission_;
   ResidentSnapshots resident_;
+  StandbyPool standby_;
+  std::int64_t standby_sequence_ = 0;
   SandboxIdGenerator ids_;
   std::map<SandboxId, SandboxPtr> sandboxes_;
   std::map<SnapshotTag, SnapshotView> snapshots_;

@@ -37,6 +37,9 @@ std::string RandomUuid() {
   return absl::StrCat(hex.substr(0, 8), "-", hex.substr(8, 4), "-", hex.substr(12, 4), "-", hex.substr(16, 4), "-", hex.substr(20));
 }
 
+// For RunWindowed, whose tasks have no result of their own.
+Task<void> Keep(Task<absl::Status> task, absl::Status* result) { *result = co_await std::move(task); }
+
 }  // namespace
 
 Task<absl::StatusOr<ForkResult>> Engine::Fork(ForkSpec spec, Deadline deadline) {
@@ -63,21 +66,31 @@ Task<absl::StatusOr<ForkResult>> Engine::Fork(ForkSpec spec, Deadline deadline) 
   absl::StatusOr<std::shared_ptr<const ResidentSnapshot>> origin = co_await resident_.Get(spec.snapshot, deadline);
   if (!origin.ok()) { co_return origin.status(); }
 
+  const StandbyPool::Quiet no_refill(&standby_);
+  std::vector<std::unique_ptr<StandbyChild>> claimed = standby_.Claim(spec.snapshot, spec.n, *origin);
+  const int hits = static_cast<int>(claimed.size());
+
   // Admission: all or none, unless the caller takes what there is. Nothing waits in between, so it is atomic.
   ForkResult result;
   const int64_t estimate = SandboxEstimateMib((*origin)->shape.memory_mib, spec.memory_limit_mib.value_or(0));
   std::vector<MemoryReservation> reservations;
   absl::Status refused;
   for (int i = 0; i < spec.n; ++i) {
-    absl::StatusOr<MemoryReservation> one = admission_.Reserve(estimate, absl::StrCat("sandbox ", i + 1, " of ", spec.n));
-    if (!one.ok() && resident_.DropIdle()) { one = admission_.Reserve(estimate, absl::StrCat("sandbox ", i + 1, " of ", spec.n)); }
+    if (i < hits) {
+      reservations.push_back(std::move(claimed[static_cast<std::size_t>(i)]->reservation));
+      continue;
+    }
+    absl::StatusOr<MemoryReservation> one = ReserveOrEvict(estimate, absl::StrCat("sandbox ", i + 1, " of ", spec.n));
     if (!one.ok()) {
       refused = one.status();
       break;
     }
     reservations.push_back(*std::move(one));
   }
-  if (!refused.ok() && (!spec.allow_partial || reservations.empty())) { co_return refused; }
+  if (!refused.ok() && (!spec.allow_partial || reservations.empty())) {
+    for (std::unique_ptr<StandbyChild>& child : claimed) { co_await DiscardStandby(std::move(child)); }
+    co_return refused;
+  }
 
   const int admitted = static_cast<int>(reservations.size());
   const std::int64_t now = NowUnix();
@@ -89,7 +102,7 @@ Task<absl::StatusOr<ForkResult>> Engine::Fork(ForkSpec spec, Deadline deadline) 
     row.vmm = "qemu";
     row.accelerator = std::string(vmm::AcceleratorName(capabilities.accelerator));
     row.isolation = capabilities.accelerator == vmm::Accelerator::kKvm ? "hardware" : "emulated";
-    row.run_dir = RunDirOf(row.id.str());
+    row.run_dir = i < hits ? claimed[static_cast<std::size_t>(i)]->run_dir : RunDirOf(row.id.str());
     row.labels = spec.labels;
     row.created_at_unix = now;
     if (spec.lifetime_secs.has_value()) { row.expires_at_unix = now + *spec.lifetime_secs; }
@@ -106,13 +119,25 @@ Task<absl::StatusOr<ForkResult>> Engine::Fork(ForkSpec spec, Deadline deadline) 
     child->origin = *origin;
     child->sync_token = (*origin)->sync_token;
     child->reservation = std::move(reservations[static_cast<std::size_t>(i)]);
+    if (i < hits) {
+      StandbyChild& standby = *claimed[static_cast<std::size_t>(i)];
+      child->claimed = true;
+      child->vm = std::move(standby.vm);
+      child->agent = std::move(standby.agent);
+      child->view.row.pid = child->vm->process().pid;
+      child->view.row.start_time = child->vm->process().start_time_ticks;
+    }
     children.push_back(std::move(child));
   }
   // Before any process exists: a successor of this daemon finds the rows and cleans.
   auto insert = [registry = parts_.registry, &rows] { return registry->InsertSandboxesBlocking(rows); };
-  FORKD_CO_RETURN_IF_ERROR(co_await parts_.pool->Run(std::move(insert)));
+  if (const absl::Status inserted = co_await parts_.pool->Run(std::move(insert)); !inserted.ok()) {
+    for (const SandboxPtr& child : children) { co_await TearDown(child); }
+    co_return inserted;
+  }
   for (const SandboxPtr& child : children) {
     sandboxes_[child->id()] = child;
+    if (child->claimed) { WatchExit(child); }
     Announce(SandboxEventKind::kCreated, *child);
   }
 
@@ -155,9 +180,15 @@ Task<absl::StatusOr<ForkResult>> Engine::Fork(ForkSpec spec, Deadline deadline) 
     co_return written;
   }
   RescheduleExpiry();
-  spdlog::info("forked snapshot={} n={} failed={} ms={} request={}", spec.snapshot.str(), result.sandboxes.size(), result.failures.size(), ready_ms,
-               spec.request_id);
+  spdlog::info("forked snapshot={} n={} standby={} failed={} ms={} request={}", spec.snapshot.str(), result.sandboxes.size(), hits,
+               result.failures.size(), ready_ms, spec.request_id);
   co_return result;
+}
+
+absl::StatusOr<MemoryReservation> Engine::ReserveOrEvict(int64_t mib, std::string what) {
+  absl::StatusOr<MemoryReservation> reservation = admission_.Reserve(mib, what);
+  while (!reservation.ok() && (standby_.EvictOne() || resident_.DropIdle())) { reservation = admission_.Reserve(mib, what); }
+  return reservation;
 }
 
 Task<void> Engine::StartAll(std::vector<SandboxPtr> sandboxes, std::shared_ptr<const ResidentSnapshot> origin, Deadline deadline,
@@ -182,37 +213,35 @@ Task<void> Engine::StartChild(SandboxPtr sandbox, std::shared_ptr<const Resident
 }
 
 Task<absl::Status> Engine::StartChildSteps(SandboxPtr sandbox, std::shared_ptr<const ResidentSnapshot> origin, Deadline deadline) {
-  if (sandbox->deleting) { co_return Error(absl::StatusCode::kAborted, Reason::kSandboxDeleted, "it was deleted while it started"); }
-  FORKD_CO_RETURN_IF_ERROR(co_await MakeRunDir(sandbox->view.row.run_dir));
-  vmm::RestoreSpec restore;
-  restore.id = sandbox->id().str();
-  restore.shape = origin->shape;
-  restore.root = origin->root->image;
-  restore.device_state = origin->device_state;
-  restore.pages = origin->pages;
-  restore.run_dir = sandbox->view.row.run_dir;
-  if (const snapshot::HostFile& rootfs = origin->manifest.rootfs(); !rootfs.path().empty()) {
-    auto open = [images = parts_.images, path = rootfs.path(), sha256 = rootfs.sha256()] { return images->ReopenBlocking(path, sha256); };
-    absl::StatusOr<HostFile> file = co_await parts_.pool->Run(std::move(open));
-    if (!file.ok()) { co_return file.status(); }
-    restore.rootfs = std::move(file->fd);
+  const auto deleted = [&sandbox]() -> absl::Status {
+    if (!sandbox->deleting) { return absl::OkStatus(); }
+    return Error(absl::StatusCode::kAborted, Reason::kSandboxDeleted, "it was deleted while it started");
+  };
+  FORKD_CO_RETURN_IF_ERROR(deleted());
+  if (sandbox->claimed) {
+    // The message is on its way before the guest runs: its first instructions read it.
+    absl::Status prepared;
+    absl::Status resumed;
+    const auto both = [this, &sandbox, deadline, &prepared, &resumed](std::size_t step) {
+      return step == 0 ? Keep(PrepareGuest(sandbox.get(), /*kill_orphans=*/false, deadline), &prepared)
+                       : Keep(sandbox->vm->Resume(deadline), &resumed);
+    };
+    co_await RunWindowed(2, 2, both);
+    FORKD_CO_RETURN_IF_ERROR(resumed);
+    FORKD_CO_RETURN_IF_ERROR(prepared);
+  } else {
+    absl::StatusOr<std::unique_ptr<vmm::Vm>> vm = co_await RestoreChild(sandbox->id().str(), sandbox->view.row.run_dir, std::move(origin), deadline);
+    if (!vm.ok()) { co_return vm.status(); }
+    sandbox->vm = *std::move(vm);
+    sandbox->view.row.pid = sandbox->vm->process().pid;
+    sandbox->view.row.start_time = sandbox->vm->process().start_time_ticks;
+    FORKD_CO_RETURN_IF_ERROR(deleted());
+    WatchExit(sandbox);
+    absl::StatusOr<std::shared_ptr<guest::AgentClient>> agent = co_await ResumeAndConnect(sandbox->vm.get(), sandbox->sync_token, deadline);
+    if (!agent.ok()) { co_return agent.status(); }
+    sandbox->agent = *std::move(agent);
+    FORKD_CO_RETURN_IF_ERROR(co_await PrepareGuest(sandbox.get(), /*kill_orphans=*/false, deadline));
   }
-  absl::StatusOr<std::unique_ptr<vmm::Vm>> vm = co_await parts_.driver->Restore(std::move(restore), deadline);
-  if (!vm.ok()) { co_return vm.status(); }
-  sandbox->vm = *std::move(vm);
-  sandbox->view.row.pid = sandbox->vm->process().pid;
-  sandbox->view.row.start_time = sandbox->vm->process().start_time_ticks;
-  if (sandbox->deleting) { co_return Error(absl::StatusCode::kAborted, Reason::kSandboxDeleted, "it was deleted while it started"); }
-  WatchExit(sandbox);
-  // Connected before the guest runs: its first instructions find the host already there.
-  absl::StatusOr<UniqueFd> socket = co_await sandbox->vm->ConnectAgent(deadline);
-  if (!socket.ok()) { co_return socket.status(); }
-  FORKD_CO_RETURN_IF_ERROR(co_await sandbox->vm->Resume(deadline));
-  absl::StatusOr<std::shared_ptr<guest::AgentClient>> agent =
-      co_await guest::AgentClient::Connect(*std::move(socket), sandbox->sync_token, deadline);
-  if (!agent.ok()) { co_return agent.status(); }
-  sandbox->agent = *std::move(agent);
-  FORKD_CO_RETURN_IF_ERROR(co_await PrepareGuest(sandbox.get(), /*kill_orphans=*/false, deadline));
   if (sandbox->state() == SandboxState::kFailed) {
     co_return Error(absl::StatusCode::kUnavailable, Reason::kSandboxFailed, sandbox->view.row.failure);
   }
@@ -220,20 +249,29 @@ Task<absl::Status> Engine::StartChildSteps(SandboxPtr sandbox, std::shared_ptr<c
 }
 
 Task<absl::Status> Engine::PrepareGuest(Sandbox* sandbox, bool kill_orphans, Deadline deadline) {
-  guest::agentpb::PrepareRequest prepare;
-  prepare.set_hostname(sandbox->id().str());
-  prepare.set_machine_id(absl::BytesToHexString(RandomBytes(16)));
-  prepare.set_boot_id(RandomUuid());
-  prepare.set_entropy(RandomBytes(kEntropyBytes));
-  // Milliseconds of the clock's start: later daemons and clones always deliver a larger number.
+  sandbox->view.generation = NextGuestGeneration();
+  return SendIdentity(sandbox->agent, sandbox->id().str(), sandbox->view.generation, kill_orphans, deadline);
+}
+
+// Milliseconds of the clock's start, or one more than the last: later daemons and clones always deliver a larger number.
+std::int64_t Engine::NextGuestGeneration() {
   next_guest_generation_ = std::max<std::int64_t>(
       next_guest_generation_ + 1,
       std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch()).count());
-  prepare.set_generation(static_cast<uint64_t>(next_guest_generation_));
+  return next_guest_generation_;
+}
+
+Task<absl::Status> Engine::SendIdentity(std::shared_ptr<guest::AgentClient> agent, std::string hostname, std::int64_t generation, bool kill_orphans,
+                                        Deadline deadline) {
+  guest::agentpb::PrepareRequest prepare;
+  prepare.set_hostname(std::move(hostname));
+  prepare.set_machine_id(absl::BytesToHexString(RandomBytes(16)));
+  prepare.set_boot_id(RandomUuid());
+  prepare.set_entropy(RandomBytes(kEntropyBytes));
+  prepare.set_generation(static_cast<uint64_t>(generation));
   prepare.set_kill_orphans(kill_orphans);
   prepare.set_wall_clock_ns(std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch()).count());
-  sandbox->view.generation = next_guest_generation_;
-  absl::StatusOr<guest::agentpb::PrepareResponse> prepared = co_await sandbox->agent->Prepare(std::move(prepare), deadline);
+  absl::StatusOr<guest::agentpb::PrepareResponse> prepared = co_await agent->Prepare(std::move(prepare), deadline);
   if (!prepared.ok()) { co_return prepared.status(); }
   if (prepared->failures_size() > 0) {
     // Fail closed: a clone that is not a machine of its own is not handed over.

@@ -173,6 +173,7 @@ Task<absl::Status> Engine::Recover() {
   };
   co_await parts_.pool->Run(std::move(sweep));
   parts_.runtime->Spawn(ExpireLoop());
+  parts_.runtime->Spawn(standby_.RefillLoop());
   co_return absl::OkStatus();
 }
 

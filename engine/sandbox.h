@@ -29,6 +29,8 @@ struct Sandbox {
   ttrpc::SyncToken sync_token;
   MemoryReservation reservation;
 
+  // Restored already (standby_pool.h): its start is a claim.
+  bool claimed = false;
   // One change of state at a time: pause, resume, branch, delete.
   AsyncMutex transition;
   // The registry's rows are compared by generation: one write at a time.

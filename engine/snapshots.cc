@@ -21,14 +21,19 @@ absl::Status Unknown(const SnapshotTag& tag) {
 std::vector<SnapshotView> Engine::ListSnapshots() const {
   std::vector<SnapshotView> views;
   views.reserve(snapshots_.size());
-  for (const auto& [tag, view] : snapshots_) { views.push_back(view); }
+  for (const auto& [tag, view] : snapshots_) {
+    views.push_back(view);
+    views.back().standby = standby_.LevelsOf(tag);
+  }
   return views;
 }
 
 absl::StatusOr<SnapshotView> Engine::GetSnapshot(const SnapshotTag& tag) const {
   const auto it = snapshots_.find(tag);
   if (it == snapshots_.end()) { return Unknown(tag); }
-  return it->second;
+  SnapshotView view = it->second;
+  view.standby = standby_.LevelsOf(tag);
+  return view;
 }
 
 Task<absl::StatusOr<Engine::SnapshotDetail>> Engine::DescribeSnapshot(SnapshotTag tag) {
@@ -49,6 +54,7 @@ Task<absl::StatusOr<Engine::SnapshotDetail>> Engine::DescribeSnapshot(SnapshotTa
 
 // What a creation that failed leaves: nothing.
 Task<void> Engine::DropSnapshot(SnapshotTag tag) {
+  standby_.Forget(tag);
   resident_.Forget(tag);
   auto drop = [this, tag]() -> absl::Status {
     // The folder first: if we are killed in between, the row says that there is something to clean.
@@ -91,6 +97,7 @@ Task<absl::Status> Engine::DeleteSnapshot(SnapshotTag tag, DeleteMode mode) {
     return parts_.store->DeleteBlocking(tag);
   };
   FORKD_CO_RETURN_IF_ERROR(co_await parts_.pool->Run(std::move(remove)));
+  standby_.Forget(tag);
   resident_.Forget(tag);
   snapshots_.erase(tag);
   spdlog::info("deleted snapshot={}", tag.str());

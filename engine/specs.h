@@ -85,6 +85,14 @@ struct ForkResult {
   std::vector<ForkFailure> failures;  // with allow_partial alone
 };
 
+// Of a snapshot's pool (standby_pool.h).
+struct StandbyLevels {
+  int target = 0;
+  int ready = 0;
+  std::int64_t hits = 0;    // children that forks took from the pool
+  std::int64_t misses = 0;  // children that had to be restored
+};
+
 struct SnapshotView {
   explicit SnapshotView(SnapshotRow r) : row(std::move(r)) {}
   SnapshotRow row;
@@ -96,6 +104,7 @@ struct SnapshotView {
   std::string agent_version;
   std::int64_t device_state_bytes = 0;
   std::int64_t pause_us = 0;
+  StandbyLevels standby;
 };
 
 enum class SandboxEventKind { kCurrent, kCreated, kChanged, kDeleted };

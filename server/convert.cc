@@ -176,6 +176,10 @@ v1::SnapshotInfo ToProto(const engine::SnapshotView& view) {
   info.set_page_count(row.page_count);
   info.set_agent_version(view.agent_version);
   info.mutable_labels()->insert(row.labels.begin(), row.labels.end());
+  info.set_standby_target(view.standby.target);
+  info.set_standby_ready(view.standby.ready);
+  info.set_standby_hits(view.standby.hits);
+  info.set_standby_misses(view.standby.misses);
   return info;
 }
 

@@ -23,6 +23,12 @@ int main(int argc, char** argv) {
       ->envname("FORKD_MEMORY_BUDGET_MIB")
       ->check(CLI::NonNegativeNumber);
   serve->add_option("--max-sandboxes", options.max_sandboxes, "most sandboxes at once")->envname("FORKD_MAX_SANDBOXES")->check(CLI::PositiveNumber)->capture_default_str();
+  serve
+      ->add_option("--standby-default", options.standby_default,
+                   "children to keep restored and ready for each snapshot: a number, or auto for what its recent forks asked for")
+      ->envname("FORKD_STANDBY_DEFAULT")
+      ->check(CLI::IsMember({"auto"}) | CLI::Range(0, 1000))
+      ->capture_default_str();
   serve->add_option("--ready-file", options.ready_file, "write the bound addresses there once calls are served (for scripts; with port 0)")
       ->envname("FORKD_READY_FILE");
   serve->add_flag("--stop-sandboxes-on-exit", options.stop_sandboxes_on_exit, "delete every sandbox at SIGTERM instead of leaving it running")

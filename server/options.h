@@ -19,6 +19,7 @@ struct ServeOptions {
   std::string ready_file;  // written with the bound addresses once calls are served
   int64_t memory_budget_mib = 0;  // 0: four fifths of the host's memory
   int max_sandboxes = 10000;
+  std::string standby_default = "auto";  // auto, or children to keep ready for each snapshot
   bool stop_sandboxes_on_exit = false;
 };
 

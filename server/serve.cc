@@ -144,6 +144,7 @@ int Serve(const ServeOptions& options) {
   engine_options.memory_budget_mib = options.memory_budget_mib > 0 ? options.memory_budget_mib : engine::HostTotalMib() * 4 / 5;
   engine_options.restore_window = std::max(2, static_cast<int>(std::thread::hardware_concurrency()));
   engine_options.max_sandboxes = options.max_sandboxes;
+  if (options.standby_default != "auto") { engine_options.standby.fixed_target = std::stoi(options.standby_default); }
   auto engine = std::make_unique<engine::Engine>(
       engine::Engine::Parts{&runtime, &pool, registry->get(), store->get(), driver->get(), &images}, engine_options);
   runtime.Start();
