@@ -180,7 +180,7 @@ class VmDriver {
   virtual Task<absl::StatusOr<std::unique_ptr<Vm>>> Boot(BootSpec spec, Deadline deadline) = 0;
   // Loaded and paused when this returns; no instruction of the guest has run.
   virtual Task<absl::StatusOr<std::unique_ptr<Vm>>> Restore(RestoreSpec spec, Deadline deadline) = 0;
-  // Takes up a live VM of an earlier daemon. NOT_FOUND if its process is gone.
+  // Takes up a live VM of an earlier daemon. NOT_FOUND if its process is gone; after any other error it has been ended.
   virtual Task<absl::StatusOr<std::unique_ptr<Vm>>> Adopt(AdoptSpec spec, Deadline deadline) = 0;
   // Ends (SIGKILL, and waits up to a few seconds for) every VMM process that was started with a run_dir below `run_dir_prefix` ("/var/lib/forkd/run/")
   // and whose pid is not in `keep`: what a killed daemon had started and no row accounts for. A process names its run_dir in its environment

@@ -154,7 +154,10 @@ class QemuDriver final : public VmDriver {
     absl::StatusOr<Pidfd> pidfd = launcher_->OpenProcess(spec.process);
     if (!pidfd.ok()) { co_return pidfd.status(); }
     absl::StatusOr<RootImage> root = launcher_->OpenRootImage(*pidfd, kRamTarget);
-    if (!root.ok()) { co_return root.status(); }
+    if (!root.ok()) {
+      const absl::Status killed = launcher_->Kill(*pidfd);
+      co_return killed.ok() ? root.status() : killed;
+    }
     auto vm = std::make_unique<QemuVm>(QemuVm::Parts{.id = spec.id,
                                                      .process = spec.process,
                                                      .pidfd = *std::move(pidfd),
