@@ -68,7 +68,8 @@ class ExecStream {
   ExecStream& operator=(const ExecStream&) = delete;
 
   // The next event. A deadline that passes leaves the stream as it is: Next may be called again. After kEnd: OUT_OF_RANGE. Taking an event is
-  // what gives the guest window for more, so a reader that stops stops the program, not the daemon's memory.
+  // what gives the guest window for more, so a reader that stops stops the program, not the daemon's memory. What came since the last call comes
+  // as one piece of stdout and one of stderr: each keeps its order, between them it is as loose as two pipes are.
   Task<absl::StatusOr<ExecEvent>> Next(Deadline deadline);
   // Waits while the program has not taken what was written before (256 KiB). OK also when the program has closed its stdin: the rest is dropped.
   Task<absl::Status> WriteStdin(std::string data, Deadline deadline);

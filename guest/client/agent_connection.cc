@@ -57,6 +57,8 @@ absl::Status ExecState::OnMessage(const std::string& data) {
     case pb::ExecOutput::kStderrData: {
       const int which = message.kind_case() == pb::ExecOutput::kStdoutData ? 0 : 1;
       const std::string& bytes = which == 0 ? message.stdout_data() : message.stderr_data();
+      // Costs window nothing, and this thread's time something.
+      if (bytes.empty()) { return ProtocolError("an empty piece of output"); }
       if (bytes.size() > window) { return ProtocolError("more output than the window allows"); }
       window -= bytes.size();
       if (abandoned) { break; }
@@ -88,6 +90,7 @@ absl::Status ReadState::OnMessage(const std::string& bytes) {
       info = message.info();
       break;
     case pb::ReadFileOutput::kData:
+      if (message.data().empty()) { return ProtocolError("an empty piece of a file"); }
       if (message.data().size() > window) { return ProtocolError("more file data than the window allows"); }
       window -= message.data().size();
       if (!abandoned) { data += message.data(); }
@@ -221,6 +224,8 @@ absl::Status AgentConnection::OnFrame(const ttrpc::Frame& frame) {
   }
   if ((frame.flags & ttrpc::kFlagNoData) == 0) {
     if (absl::Status status = stream->OnMessage(frame.data); !status.ok()) { return status; }
+  } else if ((frame.flags & ttrpc::kFlagRemoteClosed) == 0) {
+    return ProtocolError("a frame that says nothing");
   }
   if ((frame.flags & ttrpc::kFlagRemoteClosed) != 0) {
     Finish(stream, absl::OkStatus(), "");

@@ -372,6 +372,8 @@ INSTANTIATE_TEST_SUITE_P(
                      wire.PutExec(id, output);
                    }},
         ExecBreach{"Malformed", "malformed exec output", [](Wire& wire, uint32_t id) { wire.PutFrame(id, FrameType::kData, 0, "\x12\xff"); }},
+        ExecBreach{"AnEmptyPiece", "an empty piece", [](Wire& wire, uint32_t id) { wire.PutExec(id, Out(0)); }},
+        ExecBreach{"AFrameThatSaysNothing", "says nothing", [](Wire& wire, uint32_t id) { wire.PutFrame(id, FrameType::kData, ttrpc::kFlagNoData, ""); }},
         ExecBreach{"Empty", "empty exec output", [](Wire& wire, uint32_t id) { wire.PutFrame(id, FrameType::kData, 0, ""); }}),
     [](const testing::TestParamInfo<ExecBreach>& info) { return info.param.name; });
 
