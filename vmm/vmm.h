@@ -8,8 +8,9 @@
 // All methods run on the runtime's I/O thread; blocking steps go to a pool inside. At most one operation of a VM is under way at a time, Kill
 // excepted: whatever waits when the VMM dies or is killed answers UNAVAILABLE (VMM_FAILED). Errors common to all: DEADLINE_EXCEEDED (DEADLINE);
 // UNAVAILABLE (VMM_FAILED) the VMM has ended; INTERNAL (VMM_FAILED) it answered with an error; INTERNAL (VMM_PROTOCOL) it broke its protocol;
-// FAILED_PRECONDITION (HOST_MISSING) its program is not installed. Once a deadline has passed or the protocol was broken, the VM's state is not
-// known: only Kill is allowed.
+// FAILED_PRECONDITION (HOST_MISSING) its program is not installed. A deadline that passes ends the wait, not the operation: it may
+// still take effect, and a later operation comes after it; so a caller in a hurry cannot spoil a VM. One that has not answered 30 s after that
+// is given up (OnExit, kInternalError), as is one that breaks its protocol: only Kill is of use then.
 #ifndef FORKD_VMM_VMM_H_
 #define FORKD_VMM_VMM_H_
 

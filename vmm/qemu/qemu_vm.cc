@@ -263,7 +263,11 @@ Task<absl::StatusOr<json>> QemuVm::Command(std::shared_ptr<State> state, std::st
 Task<absl::Status> QemuVm::ConnectControl(Deadline deadline) {
   std::shared_ptr<State> state = state_;
   absl::StatusOr<UniqueFd> socket = ConnectInRunDir(state->parts.run_dir, kQmpSocketName);
-  if (!socket.ok()) { co_return socket.status(); }
+  if (!socket.ok()) {
+    // Its listening socket closes when the process ends, whose own reason says more.
+    co_await state->process_ended.Wait(deadline.Within(kEndGrace));
+    co_return state->exit.has_value() ? state->Gone() : socket.status();
+  }
   QmpClient::Handlers handlers;
   // The client is destroyed with `state`, so it never outlives what these refer to; weak, because of the ones that run while it goes.
   std::weak_ptr<State> weak = state;
@@ -393,7 +397,11 @@ Task<absl::StatusOr<std::string>> QemuVm::SaveOn(std::shared_ptr<State> state, D
   // live=false: with true QEMU gives up its disks, for another host to take.
   json to = json::object({{"filename", absl::StrCat("/dev/fdset/", state->state_target->fdset)}, {"live", false}});
   const absl::StatusOr<json> saved = co_await Command(state, "xen-save-devices-state", std::move(to), deadline);
-  if (!saved.ok()) { co_return saved.status(); }
+  if (!saved.ok()) {
+    // QEMU may be writing still: the next save must not share its file.
+    state->state_target.reset();
+    co_return saved.status();
+  }
   co_return ContentsOf(state->state_target->memfd.get());
 }
 

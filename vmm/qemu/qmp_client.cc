@@ -28,12 +28,6 @@ using nlohmann::json;
 constexpr auto kNoThrow = boost::asio::as_tuple(boost::asio::use_awaitable);
 constexpr absl::string_view kIdPrefix = "forkd-";
 
-struct Pending {
-  explicit Pending(Executor executor) : answered(std::move(executor)) {}
-  AsyncEvent answered;
-  std::optional<absl::StatusOr<json>> result;
-};
-
 // Differs from connection to connection: an answer to a command of an earlier daemon may still arrive on ours.
 std::string NewIdPrefix() {
   uint64_t nonce = 0;
@@ -69,6 +63,12 @@ absl::Status SendNow(int socket, const std::string& line, int fd) {
 }
 
 }  // namespace
+
+struct QmpClient::Pending {
+  explicit Pending(Executor executor) : answered(std::move(executor)) {}
+  AsyncEvent answered;
+  std::optional<absl::StatusOr<json>> result;
+};
 
 // Shared by the client and its reading coroutine, which may outlive it by a turn of the loop.
 struct QmpClient::State {
@@ -180,6 +180,11 @@ Task<absl::StatusOr<json>> QmpClient::Execute(std::string command, json argument
   return ExecuteOn(state_, std::move(command), std::move(arguments), deadline, fd);
 }
 
+Task<void> QmpClient::BreakUnlessAnswered(std::shared_ptr<State> state, std::shared_ptr<Pending> pending, absl::Status late) {
+  const bool answered = co_await pending->answered.Wait(Deadline::In(state->handlers.patience));
+  if (!answered) { state->Break(late); }
+}
+
 Task<absl::StatusOr<json>> QmpClient::ExecuteOn(std::shared_ptr<State> state, std::string command, json arguments, Deadline deadline, int fd) {
   if (!state->broken.ok()) { co_return state->broken; }
   const std::string id = absl::StrCat(state->id_prefix, state->next_id++);
@@ -196,8 +201,7 @@ Task<absl::StatusOr<json>> QmpClient::ExecuteOn(std::shared_ptr<State> state, st
   const bool answered = co_await pending->answered.Wait(deadline);
   if (!answered) {
     absl::Status late = Error(absl::StatusCode::kDeadlineExceeded, Reason::kDeadline, absl::StrCat("QEMU did not answer ", command, " in time"));
-    state->pending.erase(id);
-    state->Break(late);
+    SpawnOn(state->executor, BreakUnlessAnswered(state, pending, late));
     co_return late;
   }
   absl::StatusOr<json> result = *std::move(pending->result);

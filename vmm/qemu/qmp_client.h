@@ -2,6 +2,7 @@
 #ifndef FORKD_VMM_QEMU_QMP_CLIENT_H_
 #define FORKD_VMM_QEMU_QMP_CLIENT_H_
 
+#include <chrono>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -16,14 +17,16 @@
 
 namespace forkd::vmm {
 
-// Commands may overlap; each has its deadline. A deadline that passes, an unknown reply or an end of the stream breaks the connection for good:
-// what waits and what comes later then answers with that error.
+// Commands may overlap; QEMU takes them in order. A deadline that passes ends the wait, not the command: it may still take effect, and its late
+// answer is passed over, because a caller in a hurry must not cost a VM its life. No answer `patience` after that, an unknown reply, or an end of
+// the stream break the connection for good: what waits and what comes later then answers with that error.
 class QmpClient {
  public:
   struct Handlers {
     absl::AnyInvocable<void(const QmpEvent&)> on_event;
     // Once, with the error that broke the connection; not after the destructor.
     absl::AnyInvocable<void(const absl::Status&)> on_broken;
+    std::chrono::milliseconds patience = std::chrono::seconds(30);
   };
 
   // Takes a connected stream socket; waits for the greeting and negotiates. UNAVAILABLE (VMM_FAILED) if the socket is closed meanwhile.
@@ -38,7 +41,9 @@ class QmpClient {
  private:
   struct State;
   explicit QmpClient(std::shared_ptr<State> state);
+  struct Pending;
   static Task<void> Read(std::shared_ptr<State> state);
+  static Task<void> BreakUnlessAnswered(std::shared_ptr<State> state, std::shared_ptr<Pending> pending, absl::Status late);
   static Task<absl::StatusOr<nlohmann::json>> ExecuteOn(std::shared_ptr<State> state, std::string command, nlohmann::json arguments,
                                                         Deadline deadline, int fd);
   std::shared_ptr<State> state_;
