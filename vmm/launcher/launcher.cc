@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <sched.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -14,6 +15,8 @@
 #include <cerrno>
 #include <chrono>
 #include <filesystem>
+#include <fstream>
+#include <optional>
 #include <system_error>
 #include <utility>
 
@@ -25,6 +28,7 @@
 #include "base/deadline.h"
 #include "base/error.h"
 #include "base/status_macros.h"
+#include "vmm/launcher/jail.h"
 #include "vmm/pages/diverged_pages.h"
 
 namespace forkd::vmm {
@@ -48,6 +52,8 @@ struct ChildPlan {
   int dev_null;
   int stderr_write;
   rlim_t max_open_files;
+  // Null: no jail.
+  const JailPlan::Parts* jail;
 };
 
 // Which step the child could not take; written by the child into our memory.
@@ -83,6 +89,10 @@ void Fail(ChildFailure* failure, const char* step) {
   const rlimit no_core{0, 0};
   const rlimit files{plan.max_open_files, plan.max_open_files};
   if (::setrlimit(RLIMIT_CORE, &no_core) != 0 || ::setrlimit(RLIMIT_NOFILE, &files) != 0) { Fail(failure, "set resource limits"); }
+  ::umask(022);  // The jail's folders must be open to its uid.
+  if (plan.jail != nullptr) {
+    if (const char* step = EnterJail(*plan.jail); step != nullptr) { Fail(failure, step); }
+  }
   ::umask(077);
   sigset_t none;
   ::sigemptyset(&none);
@@ -92,10 +102,27 @@ void Fail(ChildFailure* failure, const char* step) {
   __builtin_unreachable();
 }
 
-// vfork: the caller's memory is not copied, however large the daemon is. A function of its own, so that no local of a caller lives across it.
-[[gnu::noinline]] pid_t VforkInto(const ChildPlan& plan, ChildFailure* failure) {
-  const pid_t pid = ::vfork();
-  if (pid == 0) { BecomeProgram(plan, failure); }
+struct Birth {
+  const ChildPlan* plan;
+  ChildFailure* failure;
+};
+
+int BornInto(void* argument) {
+  const Birth* birth = static_cast<const Birth*>(argument);
+  BecomeProgram(*birth->plan, birth->failure);
+}
+
+// As vfork: the caller's memory is not copied, however large the daemon is, and the caller waits until the program runs or the child has failed. The
+// child has a stack of its own, and the namespaces of its jail from birth: a pid namespace cannot be entered later.
+absl::StatusOr<pid_t> CloneInto(const ChildPlan& plan, ChildFailure* failure) {
+  // EnterJail and execve need little; the kernel's own limit on argument strings does not count here.
+  constexpr std::size_t kStackBytes = 256 * 1024;
+  FORKD_ASSIGN_OR_RETURN(Mapping stack, Mapping::Anonymous(kStackBytes, Mapping::Prefault::kNo));
+  Birth birth{&plan, failure};
+  char* const top = stack.data() + kStackBytes;
+  const int flags = CLONE_VM | CLONE_VFORK | SIGCHLD | (plan.jail != nullptr ? JailCloneFlags() : 0);
+  const pid_t pid = ::clone(BornInto, top, flags, &birth);
+  if (pid < 0) { return ErrnoError(errno, "start a process"); }
   return pid;
 }
 
@@ -181,23 +208,31 @@ absl::StatusOr<SpawnedProcess> Launcher::Spawn(const SpawnSpec& spec) {
   std::string path = "PATH=/usr/bin:/bin";
   std::string run_dir = absl::StrCat(kRunDirVariable, spec.run_dir);
   char* environment[] = {language.data(), path.data(), run_dir.data(), nullptr};
+  UidLease uid;
+  std::optional<JailPlan> jail;
+  if (spec.walls == Walls::kJail) {
+    FORKD_ASSIGN_OR_RETURN(uid, uids_.Lease());
+    // The gid is the uid's twin: a number that nothing else on the host has.
+    jail.emplace(JailSpec{.uid = uid.uid(), .gid = uid.uid(), .read_only_folders = spec.visible_folders, .kvm = spec.kvm}, spec.run_dir);
+  }
   const ChildPlan plan{.argv = argv.data(),
                        .environment = environment,
                        .inherited = inherited.data(),
                        .inherited_count = inherited.size(),
                        .dev_null = raised_null.get(),
                        .stderr_write = raised_stderr.get(),
-                       .max_open_files = static_cast<rlim_t>(spec.max_open_files)};
+                       .max_open_files = static_cast<rlim_t>(spec.max_open_files),
+                       .jail = jail.has_value() ? &jail->parts() : nullptr};
   ChildFailure failure;
   // A handler of ours must not run in the child while it shares our memory.
   sigset_t all;
   sigset_t before;
   ::sigfillset(&all);
   ::pthread_sigmask(SIG_SETMASK, &all, &before);
-  const pid_t pid = VforkInto(plan, &failure);
-  const int fork_errno = errno;
+  const absl::StatusOr<pid_t> born = CloneInto(plan, &failure);
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  if (pid < 0) { return ErrnoError(fork_errno, "start a process"); }
+  if (!born.ok()) { return born.status(); }
+  const pid_t pid = *born;
   if (failure.step != nullptr) {
     ::waitpid(pid, nullptr, 0);
     return ErrnoError(failure.error, absl::StrCat(failure.step, " ", Quoted(spec.argv[0])));
@@ -212,7 +247,17 @@ absl::StatusOr<SpawnedProcess> Launcher::Spawn(const SpawnSpec& spec) {
     ::waitpid(pid, nullptr, 0);
     return pidfd.valid() ? id.status() : ErrnoError(pidfd_errno, "open a pidfd");
   }
-  return SpawnedProcess{.id = *id, .pidfd = Pidfd(std::move(pidfd)), .stderr_read = std::move(stderr_read)};
+  return SpawnedProcess{.id = *id, .pidfd = Pidfd(std::move(pidfd)), .stderr_read = std::move(stderr_read), .uid = std::move(uid)};
+}
+
+UidLease Launcher::AdoptUid(ProcessId id) {
+  std::ifstream status(absl::StrCat("/proc/", id.pid, "/status"));
+  for (std::string line; std::getline(status, line);) {
+    uint32_t uid = 0;
+    const std::vector<std::string> words = absl::StrSplit(line, absl::ByAnyChar("\t "), absl::SkipEmpty());
+    if (words.size() > 1 && words[0] == "Uid:" && absl::SimpleAtoi(words[1], &uid)) { return uids_.Adopt(uid); }
+  }
+  return UidLease();
 }
 
 absl::StatusOr<Pidfd> Launcher::OpenProcess(ProcessId id) { return Pidfd::Open(id); }

@@ -14,6 +14,7 @@
 #include "base/page_set.h"
 #include "base/pidfd.h"
 #include "base/unique_fd.h"
+#include "vmm/launcher/uid_pool.h"
 #include "vmm/pages/diverged_pages.h"
 #include "vmm/pages/root_image.h"
 
@@ -25,6 +26,12 @@ struct InheritedFd {
   int target = -1;
 };
 
+// How much of the host a process sees (jail.h).
+enum class Walls {
+  kNone,  // as the daemon itself: for tests, and for hosts where an operator says so
+  kJail,
+};
+
 struct SpawnSpec {
   // argv[0] is the program's absolute path.
   std::vector<std::string> argv;
@@ -34,6 +41,11 @@ struct SpawnSpec {
   std::string run_dir;
   // RLIMIT_NOFILE; RLIMIT_CORE is always 0 (a core file would hold guest memory).
   int64_t max_open_files = 1024;
+  Walls walls = Walls::kNone;
+  // With kJail: the process may open /dev/kvm.
+  bool kvm = false;
+  // With kJail: host folders that it sees, read-only. The program and what it loads must lie in one of them. run_dir must exist.
+  std::vector<std::string> visible_folders = {"/usr"};
 };
 
 struct SpawnedProcess {
@@ -42,6 +54,8 @@ struct SpawnedProcess {
   // Non-blocking read end of its standard error. The pipe is 64 KiB; its write end is non-blocking too, so that a VMM which writes more than is
   // read loses text instead of hanging.
   UniqueFd stderr_read;
+  // With kJail: the uid that it runs under, its own while this is held. Keep it until the process has ended.
+  UidLease uid;
 };
 
 // What CollectDivergedPages can have done beforehand, while the guest still runs.
@@ -51,15 +65,19 @@ struct CollectPlan {
   Mapping buffer;
 };
 
-// Stateless; blocking, any thread, concurrently.
+// Blocking, any thread, concurrently.
 class Launcher {
  public:
+  explicit Launcher(UidRange jail_uids = {}) : uids_(jail_uids) {}
+
   // Starts a process in a session of its own, without a parent-death signal: VMMs outlive the daemon. NOT_FOUND if the program is missing,
   // otherwise the errno of the step that refused.
   absl::StatusOr<SpawnedProcess> Spawn(const SpawnSpec& spec);
 
   // Takes up a process that an earlier daemon started. NOT_FOUND if it is gone.
   absl::StatusOr<Pidfd> OpenProcess(ProcessId id);
+  // The uid of a jailed process that an earlier daemon started; an empty lease for one that is not jailed.
+  UidLease AdoptUid(ProcessId id);
   // The root image that a VMM holds as its descriptor `target`.
   absl::StatusOr<RootImage> OpenRootImage(const Pidfd& process, int target);
 
@@ -78,6 +96,9 @@ class Launcher {
 
   // SIGKILL; does not wait. OK if it has ended already.
   absl::Status Kill(const Pidfd& process);
+
+ private:
+  UidPool uids_;
 };
 
 }  // namespace forkd::vmm

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/error.h"
@@ -60,9 +61,17 @@ absl::Status CheckRestore(const RestoreSpec& spec) {
   return CheckShape(spec.shape, *spec.root);
 }
 
+// What QEMU and the libraries, modules and firmware that it loads lie in. A binary of an operator's own is shown with its folder.
+std::vector<std::string> VisibleFolders(const std::string& binary) {
+  std::vector<std::string> folders = {"/usr"};
+  const std::string folder = binary.substr(0, binary.rfind('/'));
+  if (!absl::StartsWith(folder, "/usr/") && !folder.empty()) { folders.push_back(folder); }
+  return folders;
+}
+
 // Binds the sockets and starts QEMU with them and `more`.
-absl::StatusOr<SpawnedProcess> LaunchBlocking(Launcher* launcher, std::vector<std::string> argv, std::vector<InheritedFd> more,
-                                              const std::string& run_dir) {
+absl::StatusOr<SpawnedProcess> LaunchBlocking(Launcher* launcher, const QemuOptions& options, std::vector<std::string> argv,
+                                              std::vector<InheritedFd> more, const std::string& run_dir) {
   FORKD_ASSIGN_OR_RETURN(const UniqueFd qmp, ListenInRunDir(run_dir, kQmpSocketName));
   absl::StatusOr<UniqueFd> agent = ListenInRunDir(run_dir, kAgentSocketName);
   if (!agent.ok()) {
@@ -71,7 +80,12 @@ absl::StatusOr<SpawnedProcess> LaunchBlocking(Launcher* launcher, std::vector<st
   }
   more.push_back({.fd = qmp.get(), .target = kQmpTarget});
   more.push_back({.fd = agent->get(), .target = kAgentTarget});
-  absl::StatusOr<SpawnedProcess> process = launcher->Spawn({.argv = std::move(argv), .inherited = std::move(more), .run_dir = run_dir});
+  absl::StatusOr<SpawnedProcess> process = launcher->Spawn({.argv = std::move(argv),
+                                                            .inherited = std::move(more),
+                                                            .run_dir = run_dir,
+                                                            .walls = options.walls,
+                                                            .kvm = options.accelerator == Accelerator::kKvm,
+                                                            .visible_folders = VisibleFolders(options.binary)});
   if (process.ok()) { return process; }
   RemoveRunSockets(run_dir);
   if (process.status().code() != absl::StatusCode::kNotFound) { return process.status(); }
@@ -119,7 +133,7 @@ class QemuDriver final : public VmDriver {
       if (spec.initrd.valid()) { inherited.push_back({spec.initrd.get(), kInitrdTarget}); }
       if (spec.rootfs.valid()) { inherited.push_back({spec.rootfs.get(), kRootfsTarget}); }
       const QemuMachine machine = MachineOf(spec.id, spec.shape, spec.rootfs.valid());
-      return LaunchBlocking(launcher_, QemuParentArgs(machine, spec.initrd.valid(), KernelArgs(spec.kernel_args)), std::move(inherited), spec.run_dir);
+      return LaunchBlocking(launcher_, options_, QemuParentArgs(machine, spec.initrd.valid(), KernelArgs(spec.kernel_args)), std::move(inherited), spec.run_dir);
     };
     absl::StatusOr<SpawnedProcess> process = co_await pool_->Run(std::move(launch));
     if (!process.ok()) { co_return process.status(); }
@@ -136,7 +150,7 @@ class QemuDriver final : public VmDriver {
       std::vector<InheritedFd> inherited = {{spec.root->fd(), kRamTarget}};
       if (spec.rootfs.valid()) { inherited.push_back({spec.rootfs.get(), kRootfsTarget}); }
       const QemuMachine machine = MachineOf(spec.id, spec.shape, spec.rootfs.valid());
-      return LaunchBlocking(launcher_, QemuChildArgs(machine), std::move(inherited), spec.run_dir);
+      return LaunchBlocking(launcher_, options_, QemuChildArgs(machine), std::move(inherited), spec.run_dir);
     };
     absl::StatusOr<SpawnedProcess> process = co_await pool_->Run(std::move(launch));
     if (!process.ok()) { co_return process.status(); }
@@ -162,7 +176,8 @@ class QemuDriver final : public VmDriver {
                                                      .process = spec.process,
                                                      .pidfd = *std::move(pidfd),
                                                      .run_dir = spec.run_dir,
-                                                     .root = std::make_shared<const RootImage>(*std::move(root))},
+                                                     .root = std::make_shared<const RootImage>(*std::move(root)),
+                                                     .uid = launcher_->AdoptUid(spec.process)},
                                        executor_, pool_, launcher_);
     absl::Status up = co_await vm->ConnectControl(deadline);
     if (up.ok()) { co_return vm; }
@@ -192,7 +207,8 @@ class QemuDriver final : public VmDriver {
                                                   .pidfd = std::move(process.pidfd),
                                                   .stderr_read = std::move(process.stderr_read),
                                                   .run_dir = run_dir,
-                                                  .root = std::move(root)},
+                                                  .root = std::move(root),
+                                                  .uid = std::move(process.uid)},
                                     executor_, pool_, launcher_);
   }
 

@@ -16,6 +16,8 @@ struct QemuOptions {
   // Absolute path of the full system emulator (it has -sandbox and TCG).
   std::string binary = "/usr/bin/qemu-system-x86_64";
   Accelerator accelerator = Accelerator::kTcg;
+  // How the VMMs are walled in. kNone is for tests that look into a VMM from outside.
+  Walls walls = Walls::kJail;
 };
 
 // Runs `options.binary --version` and measures the TSC (tens of ms). FAILED_PRECONDITION (HOST_MISSING) if it is missing or too old. `executor`

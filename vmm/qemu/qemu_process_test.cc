@@ -28,8 +28,12 @@ constexpr MachineShape kShape{.vcpus = 1, .memory_mib = 64};
 
 Deadline Soon() { return Deadline::In(seconds(30)); }
 
-std::unique_ptr<VmDriver> NewDriver(VmmSurroundings& around, const std::string& binary = "/usr/bin/qemu-system-x86_64") {
-  auto driver = CreateQemuDriverBlocking({.binary = binary}, around.runtime.executor(), &around.pool, &around.launcher);
+constexpr char kQemu[] = "/usr/bin/qemu-system-x86_64";
+
+std::unique_ptr<VmDriver> NewDriver(VmmSurroundings& around, const std::string& binary = kQemu) {
+  // Impostors are shell scripts, whose interpreter the jail does not show.
+  const Walls walls = binary == kQemu ? Walls::kJail : Walls::kNone;
+  auto driver = CreateQemuDriverBlocking({.binary = binary, .walls = walls}, around.runtime.executor(), &around.pool, &around.launcher);
   EXPECT_TRUE(driver.ok()) << driver.status();
   return driver.ok() ? *std::move(driver) : nullptr;
 }

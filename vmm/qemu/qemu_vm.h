@@ -22,6 +22,7 @@ class QemuVm final : public Vm {
     UniqueFd stderr_read;  // not valid for an adopted VM
     std::string run_dir;
     std::shared_ptr<const RootImage> root;
+    UidLease uid;  // held for as long as the process may live
   };
 
   // Begins to watch the process: from here on it is killed if this object dies. The sockets in run_dir go with it.
