@@ -74,6 +74,8 @@ Task<absl::StatusOr<SnapshotView>> Engine::BranchSteps(SandboxPtr sandbox, Branc
   if (!origin.ok()) { co_return origin.status(); }
 
   SetState(*sandbox, SandboxState::kBranching);
+  // Buffers are faulted in and mappings found while the guest still runs. What fails here fails again, with its reason, in the pause.
+  static_cast<void>(co_await sandbox->vm->PrepareBranch(deadline));
   const auto stopped = std::chrono::steady_clock::now();
   absl::Status paused = co_await sandbox->vm->Pause(deadline);
   absl::StatusOr<std::string> state;

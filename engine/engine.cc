@@ -225,6 +225,9 @@ Task<absl::StatusOr<ActiveAgent>> Engine::Agent(SandboxId id, Deadline deadline)
     absl::StatusOr<std::shared_ptr<guest::AgentClient>> agent =
         co_await guest::AgentClient::Connect(*std::move(socket), sandbox->sync_token, connect_by);
     if (!agent.ok()) { co_return Annotate(agent.status(), absl::StrCat("the agent of sandbox ", Quoted(id.str()))); }
+    // A new connection to a guest that had one: the programs whose callers went with it are killed, as they would be if one caller had gone.
+    const absl::Status cleared = co_await KillOrphans(*agent, connect_by);
+    if (!cleared.ok()) { co_return Annotate(cleared, absl::StrCat("the agent of sandbox ", Quoted(id.str()))); }
     if (!usable()) { co_return not_running(); }
     sandbox->agent = *std::move(agent);
   }

@@ -157,6 +157,8 @@ class Engine {
   Task<absl::Status> PrepareGuest(Sandbox* sandbox, bool kill_orphans, Deadline deadline);
   static Task<absl::Status> SendIdentity(std::shared_ptr<guest::AgentClient> agent, std::string hostname, std::int64_t generation, bool kill_orphans,
                                          Deadline deadline);
+  // Ends the programs in the guest that a connection of before had started and that were not detached. Names stay; entropy is welcome any time.
+  Task<absl::Status> KillOrphans(std::shared_ptr<guest::AgentClient> agent, Deadline deadline);
   std::int64_t NextGuestGeneration();
   // Gives up what is kept for speed alone, one thing at a time, until the reservation fits or nothing is left to give up.
   absl::StatusOr<MemoryReservation> ReserveOrEvict(int64_t mib, std::string what);

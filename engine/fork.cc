@@ -284,6 +284,14 @@ Task<absl::Status> Engine::SendIdentity(std::shared_ptr<guest::AgentClient> agen
   co_return absl::OkStatus();
 }
 
+Task<absl::Status> Engine::KillOrphans(std::shared_ptr<guest::AgentClient> agent, Deadline deadline) {
+  guest::agentpb::PrepareRequest prepare;
+  prepare.set_entropy(RandomBytes(kEntropyBytes));
+  prepare.set_generation(static_cast<uint64_t>(NextGuestGeneration()));
+  prepare.set_kill_orphans(true);
+  co_return (co_await agent->Prepare(std::move(prepare), deadline)).status();
+}
+
 void Engine::WatchExit(const SandboxPtr& sandbox) {
   sandbox->vm->OnExit([this, weak = std::weak_ptr<Sandbox>(sandbox)](const vmm::VmExit& exit) {
     const SandboxPtr failed = weak.lock();
