@@ -153,6 +153,9 @@ class Engine {
   // fork.cc
   Task<void> StartChild(SandboxPtr sandbox, std::shared_ptr<const ResidentSnapshot> origin, Deadline deadline, absl::Status* result);
   Task<absl::Status> StartChildSteps(SandboxPtr sandbox, std::shared_ptr<const ResidentSnapshot> origin, Deadline deadline);
+  // Resumes a standby child as this sandbox. AbandonClaim gives up one that failed, so that another can be restored in its place.
+  Task<absl::Status> Claim(SandboxPtr sandbox, Deadline deadline);
+  Task<void> AbandonClaim(SandboxPtr sandbox);
   // Makes the guest a machine of its own: fresh entropy, clock, names, generators. Fails if any step fails.
   Task<absl::Status> PrepareGuest(Sandbox* sandbox, bool kill_orphans, Deadline deadline);
   static Task<absl::Status> SendIdentity(std::shared_ptr<guest::AgentClient> agent, std::string hostname, std::int64_t generation, bool kill_orphans,

@@ -123,6 +123,7 @@ Task<absl::StatusOr<ForkResult>> Engine::Fork(ForkSpec spec, Deadline deadline) 
       StandbyChild& standby = *claimed[static_cast<std::size_t>(i)];
       child->claimed = true;
       child->vm = std::move(standby.vm);
+      child->vm->OnExit([](const vmm::VmExit&) {});  // Until the claim has succeeded its end is the claim's to notice.
       child->agent = std::move(standby.agent);
       child->view.row.pid = child->vm->process().pid;
       child->view.row.start_time = child->vm->process().start_time_ticks;
@@ -137,7 +138,6 @@ Task<absl::StatusOr<ForkResult>> Engine::Fork(ForkSpec spec, Deadline deadline) 
   }
   for (const SandboxPtr& child : children) {
     sandboxes_[child->id()] = child;
-    if (child->claimed) { WatchExit(child); }
     Announce(SandboxEventKind::kCreated, *child);
   }
 
@@ -219,17 +219,16 @@ Task<absl::Status> Engine::StartChildSteps(SandboxPtr sandbox, std::shared_ptr<c
   };
   FORKD_CO_RETURN_IF_ERROR(deleted());
   if (sandbox->claimed) {
-    // The message is on its way before the guest runs: its first instructions read it.
-    absl::Status prepared;
-    absl::Status resumed;
-    const auto both = [this, &sandbox, deadline, &prepared, &resumed](std::size_t step) {
-      return step == 0 ? Keep(PrepareGuest(sandbox.get(), /*kill_orphans=*/false, deadline), &prepared)
-                       : Keep(sandbox->vm->Resume(deadline), &resumed);
-    };
-    co_await RunWindowed(2, 2, both);
-    FORKD_CO_RETURN_IF_ERROR(resumed);
-    FORKD_CO_RETURN_IF_ERROR(prepared);
-  } else {
+    const absl::Status claimed = co_await Claim(sandbox, deadline);
+    FORKD_CO_RETURN_IF_ERROR(deleted());
+    if (!claimed.ok()) {
+      // It may have died a moment ago: its place is taken by one that is restored now.
+      spdlog::warn("standby child of no use sandbox={} error=\"{}\"", sandbox->id().str(), std::string(claimed.message()));
+      co_await AbandonClaim(sandbox);
+      FORKD_CO_RETURN_IF_ERROR(deleted());
+    }
+  }
+  if (!sandbox->claimed) {
     absl::StatusOr<std::unique_ptr<vmm::Vm>> vm = co_await RestoreChild(sandbox->id().str(), sandbox->view.row.run_dir, std::move(origin), deadline);
     if (!vm.ok()) { co_return vm.status(); }
     sandbox->vm = *std::move(vm);
@@ -246,6 +245,33 @@ Task<absl::Status> Engine::StartChildSteps(SandboxPtr sandbox, std::shared_ptr<c
     co_return Error(absl::StatusCode::kUnavailable, Reason::kSandboxFailed, sandbox->view.row.failure);
   }
   co_return absl::OkStatus();
+}
+
+Task<absl::Status> Engine::Claim(SandboxPtr sandbox, Deadline deadline) {
+  // The message is on its way before the guest runs: its first instructions read it.
+  absl::Status prepared;
+  absl::Status resumed;
+  const auto both = [this, &sandbox, deadline, &prepared, &resumed](std::size_t step) {
+    return step == 0 ? Keep(PrepareGuest(sandbox.get(), /*kill_orphans=*/false, deadline), &prepared) : Keep(sandbox->vm->Resume(deadline), &resumed);
+  };
+  co_await RunWindowed(2, 2, both);
+  FORKD_CO_RETURN_IF_ERROR(resumed);
+  FORKD_CO_RETURN_IF_ERROR(prepared);
+  WatchExit(sandbox);
+  co_return absl::OkStatus();
+}
+
+Task<void> Engine::AbandonClaim(SandboxPtr sandbox) {
+  sandbox->claimed = false;
+  sandbox->agent->Close();
+  sandbox->agent = nullptr;
+  if (const absl::Status killed = co_await sandbox->vm->Kill(Deadline::In(std::chrono::seconds(10))); !killed.ok()) {
+    spdlog::error("VMM not ended sandbox={} error=\"{}\"", sandbox->id().str(), std::string(killed.message()));
+  }
+  // Kept: a delete that came meanwhile may still be waiting on it.
+  sandbox->abandoned_vm = std::move(sandbox->vm);
+  co_await RemoveRunDir(sandbox->view.row.run_dir);
+  sandbox->view.row.run_dir = RunDirOf(sandbox->id().str());
 }
 
 Task<absl::Status> Engine::PrepareGuest(Sandbox* sandbox, bool kill_orphans, Deadline deadline) {

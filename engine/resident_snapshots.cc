@@ -87,7 +87,12 @@ Task<absl::StatusOr<std::shared_ptr<const ResidentSnapshot>>> ResidentSnapshots:
   auto sign = [folder = FolderOf(tag)] { return FolderSignatureBlocking(folder); };
   absl::StatusOr<std::string> signature = co_await pool_->Run(std::move(sign));
   if (!signature.ok()) { co_return signature.status(); }
-  auto load = [this, tag] { return store_->LoadBlocking(tag, snapshot::MemoryCheck::kWhenCopied); };
+  // A root whose memory is alive, because a sandbox or a branch holds it, is not copied and would not be read: then it is checked here.
+  const auto alive = roots_.find(tag);
+  const bool copied = alive == roots_.end() || alive->second.expired();
+  auto load = [this, tag, copied] {
+    return store_->LoadBlocking(tag, copied ? snapshot::MemoryCheck::kWhenCopied : snapshot::MemoryCheck::kNow);
+  };
   absl::StatusOr<snapshot::LoadedSnapshot> loaded = co_await pool_->Run(std::move(load));
   if (!loaded.ok()) { co_return loaded.status(); }
   FORKD_CO_RETURN_IF_ERROR(CheckMachine(loaded->manifest, *driver_));

@@ -23,6 +23,8 @@ struct Sandbox {
 
   SandboxView view;
   std::unique_ptr<vmm::Vm> vm;
+  // A standby child's that could not be claimed; ended.
+  std::unique_ptr<vmm::Vm> abandoned_vm;
   std::shared_ptr<guest::AgentClient> agent;
   // What it was forked from; keeps the root's memory counted and shared. Null after a restart until somebody asks.
   std::shared_ptr<const ResidentSnapshot> origin;

@@ -238,11 +238,12 @@ class Damage(DaemonTest):
             with self.refused(Code.FAILED_PRECONDITION, "SNAPSHOT_DAMAGED") as failure:
                 self.daemon.fork(tag)
             self.assertIn(names, failure[0].message)
+            self.assertEqual(self.daemon.list(), [])
         finally:
+            self.daemon.delete_all()
             for name, (content, mode) in kept.items():
                 (folder / name).write_bytes(content)
                 (folder / name).chmod(mode)
-        self.assertEqual(self.daemon.list(), [])
 
     def test_missing_truncated_and_altered_files_are_named(self):
         (a,) = self.daemon.fork("b")

@@ -148,6 +148,11 @@ class Daemon:
     def sh(self, sandbox, script, **more):
         return self.sandboxes.Exec(sandbox_pb2.ExecRequest(id=sandbox, args=["sh", "-c", script], **more))
 
+    def count(self, sandbox, command_line):
+        """How many processes in the guest have exactly this command line."""
+        script = f"for p in /proc/[0-9]*; do [ \"$(tr '\\0' ' ' < $p/cmdline 2>/dev/null)\" = '{command_line} ' ] && echo one; done; true"
+        return len(self.sh(sandbox, script).stdout.split())
+
     def eval(self, sandbox, code, **more):
         return self.sandboxes.Eval(sandbox_pb2.EvalRequest(id=sandbox, code=code, **more))
 
