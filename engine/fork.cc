@@ -229,6 +229,7 @@ Task<absl::Status> Engine::StartChildSteps(SandboxPtr sandbox, std::shared_ptr<c
     }
   }
   if (!sandbox->claimed) {
+    const auto began = std::chrono::steady_clock::now();
     absl::StatusOr<std::unique_ptr<vmm::Vm>> vm = co_await RestoreChild(sandbox->id().str(), sandbox->view.row.run_dir, std::move(origin), deadline);
     if (!vm.ok()) { co_return vm.status(); }
     sandbox->vm = *std::move(vm);
@@ -236,10 +237,15 @@ Task<absl::Status> Engine::StartChildSteps(SandboxPtr sandbox, std::shared_ptr<c
     sandbox->view.row.start_time = sandbox->vm->process().start_time_ticks;
     FORKD_CO_RETURN_IF_ERROR(deleted());
     WatchExit(sandbox);
+    const auto restored = std::chrono::steady_clock::now();
     absl::StatusOr<std::shared_ptr<guest::AgentClient>> agent = co_await ResumeAndConnect(sandbox->vm.get(), sandbox->sync_token, deadline);
     if (!agent.ok()) { co_return agent.status(); }
     sandbox->agent = *std::move(agent);
+    const auto connected = std::chrono::steady_clock::now();
     FORKD_CO_RETURN_IF_ERROR(co_await PrepareGuest(sandbox.get(), /*kill_orphans=*/false, deadline));
+    const auto us = [](auto from, auto to) { return std::chrono::duration_cast<std::chrono::microseconds>(to - from).count(); };
+    spdlog::debug("child started sandbox={} restore_us={} connect_us={} prepare_us={}", sandbox->id().str(), us(began, restored),
+                  us(restored, connected), us(connected, std::chrono::steady_clock::now()));
   }
   if (sandbox->state() == SandboxState::kFailed) {
     co_return Error(absl::StatusCode::kUnavailable, Reason::kSandboxFailed, sandbox->view.row.failure);
