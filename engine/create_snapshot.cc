@@ -90,6 +90,7 @@ Task<absl::StatusOr<SnapshotView>> Engine::CreateSnapshot(CreateSnapshotSpec spe
       spdlog::error("VMM not ended snapshot={} error=\"{}\"", wanted.tag.str(), std::string(killed.message()));
     }
   }
+  co_await RemoveLeaf(build->run_dir);
   co_await RemoveRunDir(build->run_dir);
   if (!built.ok()) {
     spdlog::warn("snapshot not made tag={} request={} error=\"{}\"", wanted.tag.str(), wanted.request_id, std::string(built.status().message()));
@@ -121,6 +122,10 @@ Task<absl::StatusOr<SnapshotView>> Engine::BuildRoot(std::shared_ptr<RootBuild> 
   build->run_dir = RunDirOf(boot.id);
   boot.run_dir = build->run_dir;
   FORKD_CO_RETURN_IF_ERROR(co_await MakeRunDir(build->run_dir));
+  // The root's memory is charged here, and to the daemon's own group once the leaf is gone: never to the first child that touches it.
+  absl::StatusOr<std::vector<UniqueFd>> cgroups = co_await MakeLeaf(build->run_dir, std::nullopt);
+  if (!cgroups.ok()) { co_return cgroups.status(); }
+  boot.cgroups = *std::move(cgroups);
   const Deadline boot_by = deadline.Within(kBootDeadline);
   absl::StatusOr<std::unique_ptr<vmm::Vm>> vm = co_await parts_.driver->Boot(std::move(boot), boot_by);
   if (!vm.ok()) { co_return vm.status(); }

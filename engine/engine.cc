@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "base/sha256.h"
 #include "base/status_macros.h"
 #include "spdlog/spdlog.h"
 
@@ -79,6 +80,7 @@ Task<std::optional<SandboxEvent>> EventQueue::Next(Deadline deadline) {
 Engine::Engine(Parts parts, EngineOptions options)
     : parts_(parts),
       options_(std::move(options)),
+      instance_(ToHex(Sha256Of(options_.state_dir)).substr(0, 12)),
       admission_(options_.memory_budget_mib, HostAvailableMib),
       resident_(parts.runtime->executor(), parts.pool, parts.store, options_.snapshot_root, parts.driver, &admission_),
       standby_(parts.runtime, options_.standby, std::bind_front(&Engine::MakeStandby, this), std::bind_front(&Engine::DiscardStandby, this)),

@@ -22,6 +22,7 @@
 #include "base/deadline.h"
 #include "base/ids.h"
 #include "base/runtime.h"
+#include "cgroup/cgroup_tree.h"
 #include "engine/admission.h"
 #include "engine/images.h"
 #include "engine/registry/registry.h"
@@ -87,6 +88,7 @@ class Engine {
     snapshot::SnapshotStore* store;
     vmm::VmDriver* driver;
     GuestImages* images;
+    cgroup::CgroupTree* cgroups;  // null where the host has no controllers: then a quota that is asked for is refused
   };
   // Borrows its parts; they outlive it.
   Engine(Parts parts, EngineOptions options);
@@ -166,10 +168,20 @@ class Engine {
   // Gives up what is kept for speed alone, one thing at a time, until the reservation fits or nothing is left to give up.
   absl::StatusOr<MemoryReservation> ReserveOrEvict(int64_t mib, std::string what);
 
+  // quotas.cc
+  // The cgroup leaf of what runs in this run folder; the same name after a restart of the daemon.
+  std::string LeafOf(const std::string& run_dir) const;
+  // Makes the leaf; its descriptors are for the VMM to join by. Empty, and no leaf, where the host has no controllers and no quota is asked for.
+  Task<absl::StatusOr<std::vector<UniqueFd>>> MakeLeaf(std::string run_dir, std::optional<std::int64_t> memory_limit_mib);
+  Task<absl::Status> ApplyQuota(std::string run_dir, std::optional<std::int64_t> memory_limit_mib);
+  Task<void> RemoveLeaf(std::string run_dir);
+  // True if the kernel has killed something in the leaf because its memory limit was reached.
+  Task<bool> RanOutOfMemory(std::string run_dir);
+
   // restore_child.cc
   // A VM restored on `origin`, paused, in a new run folder. On error nothing is left but the folder.
   Task<absl::StatusOr<std::unique_ptr<vmm::Vm>>> RestoreChild(std::string id, std::string run_dir, std::shared_ptr<const ResidentSnapshot> origin,
-                                                              Deadline deadline);
+                                                              std::optional<std::int64_t> memory_limit_mib, Deadline deadline);
   // Resumes it and connects its agent, in the order that lets its first instructions find the host there.
   Task<absl::StatusOr<std::shared_ptr<guest::AgentClient>>> ResumeAndConnect(vmm::Vm* vm, ttrpc::SyncToken token, Deadline deadline);
   Task<absl::StatusOr<std::unique_ptr<StandbyChild>>> MakeStandby(SnapshotTag tag);
@@ -199,6 +211,8 @@ class Engine {
 
   Parts parts_;
   const EngineOptions options_;
+  // Keeps the cgroups of two daemons on one host apart: named after the state folder.
+  const std::string instance_;
   Admission admission_;
   ResidentSnapshots resident_;
   StandbyPool standby_;

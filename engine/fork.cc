@@ -230,7 +230,8 @@ Task<absl::Status> Engine::StartChildSteps(SandboxPtr sandbox, std::shared_ptr<c
   }
   if (!sandbox->claimed) {
     const auto began = std::chrono::steady_clock::now();
-    absl::StatusOr<std::unique_ptr<vmm::Vm>> vm = co_await RestoreChild(sandbox->id().str(), sandbox->view.row.run_dir, std::move(origin), deadline);
+    absl::StatusOr<std::unique_ptr<vmm::Vm>> vm = co_await RestoreChild(sandbox->id().str(), sandbox->view.row.run_dir, std::move(origin),
+                                                                          sandbox->view.row.memory_limit_mib, deadline);
     if (!vm.ok()) { co_return vm.status(); }
     sandbox->vm = *std::move(vm);
     sandbox->view.row.pid = sandbox->vm->process().pid;
@@ -254,6 +255,7 @@ Task<absl::Status> Engine::StartChildSteps(SandboxPtr sandbox, std::shared_ptr<c
 }
 
 Task<absl::Status> Engine::Claim(SandboxPtr sandbox, Deadline deadline) {
+  FORKD_CO_RETURN_IF_ERROR(co_await ApplyQuota(sandbox->view.row.run_dir, sandbox->view.row.memory_limit_mib));
   // The message is on its way before the guest runs: its first instructions read it.
   absl::Status prepared;
   absl::Status resumed;
@@ -276,6 +278,7 @@ Task<void> Engine::AbandonClaim(SandboxPtr sandbox) {
   }
   // Kept: a delete that came meanwhile may still be waiting on it.
   sandbox->abandoned_vm = std::move(sandbox->vm);
+  co_await RemoveLeaf(sandbox->view.row.run_dir);
   co_await RemoveRunDir(sandbox->view.row.run_dir);
   sandbox->view.row.run_dir = RunDirOf(sandbox->id().str());
 }
@@ -333,6 +336,10 @@ void Engine::WatchExit(const SandboxPtr& sandbox) {
 }
 
 Task<void> Engine::HandleExit(SandboxPtr sandbox, std::string reason, std::string text) {
+  if (co_await RanOutOfMemory(sandbox->view.row.run_dir)) {
+    reason = "OUT_OF_MEMORY";
+    text = absl::StrCat("out of memory: the VMM reached its limit of ", sandbox->view.row.memory_limit_mib.value_or(0), " MiB (", text, ")");
+  }
   if (sandbox->deleting || sandbox->state() == SandboxState::kFailed) { co_return; }
   spdlog::warn("sandbox failed sandbox={} reason=\"{}\"", sandbox->id().str(), text);
   sandbox->view.row.failure = std::move(text);
@@ -353,6 +360,7 @@ Task<void> Engine::TearDown(SandboxPtr sandbox) {
   }
   sandbox->reservation.Release();
   sandbox->origin = nullptr;
+  co_await RemoveLeaf(sandbox->view.row.run_dir);
   co_await RemoveRunDir(sandbox->view.row.run_dir);
 }
 

@@ -15,9 +15,13 @@ constexpr std::chrono::seconds kStandbyDeadline{60};
 }  // namespace
 
 Task<absl::StatusOr<std::unique_ptr<vmm::Vm>>> Engine::RestoreChild(std::string id, std::string run_dir,
-                                                                    std::shared_ptr<const ResidentSnapshot> origin, Deadline deadline) {
+                                                                    std::shared_ptr<const ResidentSnapshot> origin,
+                                                                    std::optional<std::int64_t> memory_limit_mib, Deadline deadline) {
   FORKD_CO_RETURN_IF_ERROR(co_await MakeRunDir(run_dir));
+  absl::StatusOr<std::vector<UniqueFd>> cgroups = co_await MakeLeaf(run_dir, memory_limit_mib);
+  if (!cgroups.ok()) { co_return cgroups.status(); }
   vmm::RestoreSpec restore;
+  restore.cgroups = *std::move(cgroups);
   restore.id = std::move(id);
   restore.shape = origin->shape;
   restore.root = origin->root->image;
@@ -60,7 +64,7 @@ Task<absl::StatusOr<std::unique_ptr<StandbyChild>>> Engine::MakeStandby(Snapshot
 
 Task<absl::Status> Engine::MakeStandbySteps(StandbyChild* child, std::string id) {
   const Deadline deadline = Deadline::In(kStandbyDeadline);
-  absl::StatusOr<std::unique_ptr<vmm::Vm>> vm = co_await RestoreChild(std::move(id), child->run_dir, child->origin, deadline);
+  absl::StatusOr<std::unique_ptr<vmm::Vm>> vm = co_await RestoreChild(std::move(id), child->run_dir, child->origin, std::nullopt, deadline);
   if (!vm.ok()) { co_return vm.status(); }
   child->vm = *std::move(vm);
   child->vm->OnExit([child](const vmm::VmExit&) { child->dead = true; });
@@ -91,6 +95,7 @@ Task<void> Engine::DiscardStandby(std::shared_ptr<StandbyChild> child) {
   if (child->agent != nullptr) { child->agent->Close(); }
   if (child->vm != nullptr) { static_cast<void>(co_await child->vm->Kill(Deadline::In(std::chrono::seconds(10)))); }
   child->reservation.Release();
+  co_await RemoveLeaf(child->run_dir);
   co_await RemoveRunDir(child->run_dir);
 }
 

@@ -20,6 +20,7 @@
 #include "base/error.h"
 #include "base/runtime.h"
 #include "base/version.h"
+#include "cgroup/cgroup_tree.h"
 #include "engine/engine.h"
 #include "engine/registry/registry.h"
 #include "engine/registry/state_dir.h"
@@ -78,6 +79,14 @@ absl::StatusOr<std::unique_ptr<snapshot::SnapshotStore>> OpenStore(const engine:
   absl::StatusOr<engine::StateDir> folder = engine::StateDir::OpenBlocking(snapshot_root);
   if (!folder.ok()) { return folder.status(); }
   return snapshot::SnapshotStore::OpenFolderBlocking(folder->fd());
+}
+
+// Null where the host has no controllers: sandboxes then run without quotas, and one that asks for a quota is refused.
+std::unique_ptr<cgroup::CgroupTree> OpenCgroups() {
+  absl::StatusOr<std::unique_ptr<cgroup::CgroupTree>> tree = cgroup::OpenCgroupTree();
+  if (tree.ok()) { return *std::move(tree); }
+  spdlog::warn("no quotas: {}", std::string(tree.status().message()));
+  return nullptr;
 }
 
 void WriteReadyFile(const std::string& path, const std::string& grpc_address) {
@@ -145,8 +154,9 @@ int Serve(const ServeOptions& options) {
   engine_options.restore_window = std::max(2, static_cast<int>(std::thread::hardware_concurrency()));
   engine_options.max_sandboxes = options.max_sandboxes;
   if (options.standby_default != "auto") { engine_options.standby.fixed_target = std::stoi(options.standby_default); }
+  const std::unique_ptr<cgroup::CgroupTree> cgroups = OpenCgroups();
   auto engine = std::make_unique<engine::Engine>(
-      engine::Engine::Parts{&runtime, &pool, registry->get(), store->get(), driver->get(), &images}, engine_options);
+      engine::Engine::Parts{&runtime, &pool, registry->get(), store->get(), driver->get(), &images, cgroups.get()}, engine_options);
   runtime.Start();
   absl::Status recovered;
   auto recover = [](engine::Engine* e, absl::Status* result) -> Task<void> { *result = co_await e->Recover(); };

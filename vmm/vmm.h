@@ -86,6 +86,8 @@ struct BootSpec {
   std::shared_ptr<RootImage> ram;
   // An existing folder of this VM alone (0700), where its sockets live. Kill removes what the driver made there, not the folder.
   std::string run_dir;
+  // Of cgroup files that the VMM joins before it runs.
+  std::vector<UniqueFd> cgroups;
 };
 
 struct RestoreSpec {
@@ -96,6 +98,7 @@ struct RestoreSpec {
   std::shared_ptr<const std::string> device_state;
   std::shared_ptr<const PageSet> pages;   // null for the root itself
   std::string run_dir;
+  std::vector<UniqueFd> cgroups;
 };
 
 struct AdoptSpec {

@@ -1,6 +1,7 @@
 """A forkd daemon for a test: started on a free port and a scratch folder, stopped with everything that it made, and a census that says so."""
 
 import contextlib
+import hashlib
 import os
 import pathlib
 import shutil
@@ -117,9 +118,15 @@ class Daemon:
                         found.append(int(entry.name))
         return sorted(found)
 
+    def cgroups(self):
+        """Leaves of our instance in every hierarchy."""
+        instance = hashlib.sha256(str(self.state).encode()).hexdigest()[:12]
+        return [str(p) for p in pathlib.Path("/sys/fs/cgroup").glob(f"*/forkd/{instance}/*") if p.is_dir()] + [
+            str(p) for p in pathlib.Path("/sys/fs/cgroup").glob(f"forkd/{instance}/*") if p.is_dir()]
+
     def leftovers(self):
-        """What a daemon without sandboxes and snapshots must not have left: processes, run folders, half-written snapshots."""
-        left = [f"process {pid}" for pid in self.vmms()]
+        """What a daemon without sandboxes and snapshots must not have left: processes, cgroups, run folders, half-written snapshots."""
+        left = [f"process {pid}" for pid in self.vmms()] + self.cgroups()
         for name in ("run", "snapshots"):
             with contextlib.suppress(OSError):
                 left += [str(path) for path in (self.state / name).iterdir()]
@@ -133,6 +140,9 @@ class Daemon:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         eventually(lambda: not self.vmms(), what="the ends of the VMMs")
+        for leaf in self.cgroups():
+            with contextlib.suppress(OSError):
+                os.rmdir(leaf)
         if self._own_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 

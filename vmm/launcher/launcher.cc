@@ -54,6 +54,8 @@ struct ChildPlan {
   rlim_t max_open_files;
   // Null: no jail.
   const JailPlan::Parts* jail;
+  const int* cgroups;
+  std::size_t cgroup_count;
 };
 
 // Which step the child could not take; written by the child into our memory.
@@ -74,6 +76,9 @@ void Fail(ChildFailure* failure, const char* step) {
   struct sigaction by_default {};
   by_default.sa_handler = SIG_DFL;
   for (int signal = 1; signal < NSIG; ++signal) { ::sigaction(signal, &by_default, nullptr); }
+  for (std::size_t i = 0; i < plan.cgroup_count; ++i) {
+    if (::write(plan.cgroups[i], "0", 1) != 1) { Fail(failure, "join a cgroup"); }
+  }
   if (::setsid() < 0) { Fail(failure, "start a session"); }
   if (::dup2(plan.dev_null, 0) < 0 || ::dup2(plan.dev_null, 1) < 0 || ::dup2(plan.stderr_write, 2) < 0) { Fail(failure, "set up standard streams"); }
   unsigned next = 3;
@@ -222,7 +227,9 @@ absl::StatusOr<SpawnedProcess> Launcher::Spawn(const SpawnSpec& spec) {
                        .dev_null = raised_null.get(),
                        .stderr_write = raised_stderr.get(),
                        .max_open_files = static_cast<rlim_t>(spec.max_open_files),
-                       .jail = jail.has_value() ? &jail->parts() : nullptr};
+                       .jail = jail.has_value() ? &jail->parts() : nullptr,
+                       .cgroups = spec.cgroups.data(),
+                       .cgroup_count = spec.cgroups.size()};
   ChildFailure failure;
   // A handler of ours must not run in the child while it shares our memory.
   sigset_t all;

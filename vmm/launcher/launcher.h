@@ -41,6 +41,9 @@ struct SpawnSpec {
   std::string run_dir;
   // RLIMIT_NOFILE; RLIMIT_CORE is always 0 (a core file would hold guest memory).
   int64_t max_open_files = 1024;
+  // Borrowed descriptors of cgroup files ("cgroup.procs") into which the process writes itself before its program runs: not a byte of it is
+  // charged elsewhere.
+  std::vector<int> cgroups;
   Walls walls = Walls::kNone;
   // With kJail: the process may open /dev/kvm.
   bool kvm = false;

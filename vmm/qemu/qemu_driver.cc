@@ -71,7 +71,8 @@ std::vector<std::string> VisibleFolders(const std::string& binary) {
 
 // Binds the sockets and starts QEMU with them and `more`.
 absl::StatusOr<SpawnedProcess> LaunchBlocking(Launcher* launcher, const QemuOptions& options, std::vector<std::string> argv,
-                                              std::vector<InheritedFd> more, const std::string& run_dir) {
+                                              std::vector<InheritedFd> more, const std::string& run_dir,
+                                              const std::vector<UniqueFd>& cgroups) {
   FORKD_ASSIGN_OR_RETURN(const UniqueFd qmp, ListenInRunDir(run_dir, kQmpSocketName));
   absl::StatusOr<UniqueFd> agent = ListenInRunDir(run_dir, kAgentSocketName);
   if (!agent.ok()) {
@@ -80,9 +81,12 @@ absl::StatusOr<SpawnedProcess> LaunchBlocking(Launcher* launcher, const QemuOpti
   }
   more.push_back({.fd = qmp.get(), .target = kQmpTarget});
   more.push_back({.fd = agent->get(), .target = kAgentTarget});
+  std::vector<int> joins;
+  for (const UniqueFd& cgroup : cgroups) { joins.push_back(cgroup.get()); }
   absl::StatusOr<SpawnedProcess> process = launcher->Spawn({.argv = std::move(argv),
                                                             .inherited = std::move(more),
                                                             .run_dir = run_dir,
+                                                            .cgroups = std::move(joins),
                                                             .walls = options.walls,
                                                             .kvm = options.accelerator == Accelerator::kKvm,
                                                             .visible_folders = VisibleFolders(options.binary)});
@@ -133,7 +137,8 @@ class QemuDriver final : public VmDriver {
       if (spec.initrd.valid()) { inherited.push_back({spec.initrd.get(), kInitrdTarget}); }
       if (spec.rootfs.valid()) { inherited.push_back({spec.rootfs.get(), kRootfsTarget}); }
       const QemuMachine machine = MachineOf(spec.id, spec.shape, spec.rootfs.valid());
-      return LaunchBlocking(launcher_, options_, QemuParentArgs(machine, spec.initrd.valid(), KernelArgs(spec.kernel_args)), std::move(inherited), spec.run_dir);
+      return LaunchBlocking(launcher_, options_, QemuParentArgs(machine, spec.initrd.valid(), KernelArgs(spec.kernel_args)), std::move(inherited), spec.run_dir,
+                            spec.cgroups);
     };
     absl::StatusOr<SpawnedProcess> process = co_await pool_->Run(std::move(launch));
     if (!process.ok()) { co_return process.status(); }
@@ -150,7 +155,8 @@ class QemuDriver final : public VmDriver {
       std::vector<InheritedFd> inherited = {{spec.root->fd(), kRamTarget}};
       if (spec.rootfs.valid()) { inherited.push_back({spec.rootfs.get(), kRootfsTarget}); }
       const QemuMachine machine = MachineOf(spec.id, spec.shape, spec.rootfs.valid());
-      return LaunchBlocking(launcher_, options_, QemuChildArgs(machine), std::move(inherited), spec.run_dir);
+      return LaunchBlocking(launcher_, options_, QemuChildArgs(machine), std::move(inherited), spec.run_dir,
+                            spec.cgroups);
     };
     absl::StatusOr<SpawnedProcess> process = co_await pool_->Run(std::move(launch));
     if (!process.ok()) { co_return process.status(); }
