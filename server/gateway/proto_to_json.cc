@@ -1,7 +1,9 @@
 #include "server/gateway/proto_to_json.h"
 
-#include <algorithm>
+#include <charconv>
 #include <cmath>
+#include <map>
+#include <utility>
 
 #include <google/protobuf/util/json_util.h>
 
@@ -24,6 +26,16 @@ JsonTree Number(double value) {
   if (std::isnan(value)) { return "NaN"; }
   if (std::isinf(value)) { return value < 0 ? "-Infinity" : "Infinity"; }
   return value;
+}
+
+// The shortest text that reads back as this float: 0.1f is 0.1, not 0.10000000149011612.
+JsonTree Number(float value) {
+  if (!std::isfinite(value)) { return Number(static_cast<double>(value)); }
+  char text[64];
+  const std::to_chars_result end = std::to_chars(text, text + sizeof(text), value);
+  double shortest = value;
+  std::from_chars(text, end.ptr, shortest);
+  return shortest;
 }
 
 JsonTree EnumValue(const FieldDescriptor* field, int number) {
@@ -56,16 +68,16 @@ JsonTree Value(const Message& message, const FieldDescriptor* field, int index) 
 }
 
 JsonTree MapValue(const Message& message, const FieldDescriptor* field) {
-  JsonTree map = JsonTree::object();
+  // A map has no order of its own: sorted, the same message always reads the same.
+  std::map<std::string, JsonTree> sorted;
   const int count = message.GetReflection()->FieldSize(message, field);
   for (int i = 0; i < count; ++i) {
     const Message& entry = message.GetReflection()->GetRepeatedMessage(message, field, i);
     const JsonTree key = Value(entry, field->message_type()->map_key(), -1);
-    map[key.is_string() ? key.get<std::string>() : key.dump()] = Value(entry, field->message_type()->map_value(), -1);
+    sorted[key.is_string() ? key.get<std::string>() : key.dump()] = Value(entry, field->message_type()->map_value(), -1);
   }
-  // A map has no order of its own: sorted, the same message always reads the same.
-  std::sort(map.get_ref<JsonTree::object_t&>().begin(), map.get_ref<JsonTree::object_t&>().end(),
-            [](const auto& a, const auto& b) { return a.first < b.first; });
+  JsonTree map = JsonTree::object();
+  for (auto& [key, value] : sorted) { map[key] = std::move(value); }
   return map;
 }
 

@@ -93,7 +93,7 @@ absl::StatusOr<RouteTable> RouteTable::Build(const std::vector<const pb::MethodD
       table.routes_.push_back(std::move(route));
     }
   }
-  std::stable_sort(table.routes_.begin(), table.routes_.end(), [](const Route& a, const Route& b) { return HttpTemplate::MoreSpecific(a.path, b.path); });
+  std::sort(table.routes_.begin(), table.routes_.end(), [](const Route& a, const Route& b) { return HttpTemplate::MoreSpecific(a.path, b.path); });
   return table;
 }
 
