@@ -262,6 +262,7 @@ Task<void> Engine::ShutDown(bool stop_sandboxes) {
     if (sandbox.agent != nullptr) { sandbox.agent->Close(); }
     if (sandbox.vm != nullptr) { sandbox.vm->Release(); }
   }
+  co_await SweepCgroups();
 }
 
 }  // namespace forkd::engine

@@ -175,6 +175,8 @@ class Engine {
   Task<absl::StatusOr<std::vector<UniqueFd>>> MakeLeaf(std::string run_dir, std::optional<std::int64_t> memory_limit_mib);
   Task<absl::Status> ApplyQuota(std::string run_dir, std::optional<std::int64_t> memory_limit_mib);
   Task<void> RemoveLeaf(std::string run_dir);
+  // Removes every leaf of ours that no sandbox has, and our own group with the last one.
+  Task<void> SweepCgroups();
   // True if the kernel has killed something in the leaf because its memory limit was reached.
   Task<bool> RanOutOfMemory(std::string run_dir);
 

@@ -61,6 +61,18 @@ Task<void> Engine::RemoveLeaf(std::string run_dir) {
   }
 }
 
+Task<void> Engine::SweepCgroups() {
+  if (parts_.cgroups == nullptr) { co_return; }
+  std::vector<std::string> keep;
+  for (const auto& [id, sandbox] : sandboxes_) { keep.push_back(LeafOf(sandbox->view.row.run_dir)); }
+  auto sweep = [tree = parts_.cgroups, instance = instance_, keep] {
+    return cgroup::SweepLeaves(*tree, instance, keep, Deadline::In(std::chrono::seconds(10)));
+  };
+  if (const absl::Status swept = co_await parts_.pool->Run(std::move(sweep)); !swept.ok()) {
+    spdlog::error("cgroup leaves not swept error=\"{}\"", std::string(swept.message()));
+  }
+}
+
 Task<bool> Engine::RanOutOfMemory(std::string run_dir) {
   if (parts_.cgroups == nullptr) { co_return false; }
   auto read = [tree = parts_.cgroups, path = LeafOf(run_dir)] { return tree->ReadUsage(path); };

@@ -172,16 +172,7 @@ Task<absl::Status> Engine::Recover() {
     }
   };
   co_await parts_.pool->Run(std::move(sweep));
-  if (parts_.cgroups != nullptr) {
-    std::vector<std::string> leaves;
-    for (const std::string& run_dir : run_dirs) { leaves.push_back(LeafOf(run_dir)); }
-    auto sweep_leaves = [tree = parts_.cgroups, instance = instance_, leaves] {
-      return cgroup::SweepLeaves(*tree, instance, leaves, Deadline::In(std::chrono::seconds(10)));
-    };
-    if (const absl::Status swept = co_await parts_.pool->Run(std::move(sweep_leaves)); !swept.ok()) {
-      spdlog::error("cgroup leaves not swept error=\"{}\"", std::string(swept.message()));
-    }
-  }
+  co_await SweepCgroups();
   parts_.runtime->Spawn(ExpireLoop());
   parts_.runtime->Spawn(standby_.RefillLoop());
   co_return absl::OkStatus();

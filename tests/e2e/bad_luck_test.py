@@ -196,17 +196,17 @@ class Guests(DaemonTest):
     def test_a_guest_that_eats_its_memory_hurts_itself_alone(self):
         a, b = self.daemon.fork("b", 2)
         with contextlib.suppress(grpc.RpcError):
-            self.daemon.sh(a.id, "tail /dev/zero; head -c 200000000 /dev/zero > /dev/shm/x; true", timeout_secs=30)
+            self.daemon.sh(a.id, "tail /dev/zero; head -c 200000000 /dev/zero > /dev/shm/x; true", timeout_secs=8)
         self.assertEqual(self.daemon.sh(b.id, "echo fine").stdout, "fine\n")
 
     def test_a_vmm_beyond_its_memory_limit_is_ended_alone_and_says_why(self):
         if not self.daemon.cgroups() and "no quotas" in self.daemon.log():
             self.skipTest("this host has no cgroup controllers")
-        a, b = self.daemon.fork("b", 2, memory_limit_mib=80)
+        a, b = self.daemon.fork("b", 2, memory_limit_mib=64)
         self.assertEqual(len(self.daemon.cgroups()) % 2, 0)
         self.assertEqual(self.daemon.sh(a.id, "echo within").stdout, "within\n", "the limit lies below the guest's memory and is no matter until it is reached")
         with contextlib.suppress(grpc.RpcError):
-            self.daemon.sh(a.id, "head -c 90000000 /dev/urandom > /dev/shm/x", timeout_secs=60)
+            self.daemon.sh(a.id, "mount -o remount,size=120m /dev/shm; head -c 90000000 /dev/urandom > /dev/shm/x", timeout_secs=60)
         eventually(lambda: self.daemon.get(a.id).state == State.SANDBOX_STATE_FAILED, what="a sandbox that is FAILED")
         failure = self.daemon.get(a.id).failure
         self.assertEqual(failure.reason, "OUT_OF_MEMORY")
@@ -214,7 +214,7 @@ class Guests(DaemonTest):
         self.assertEqual(self.daemon.sh(b.id, "echo fine").stdout, "fine\n")
         # The control: the same without a limit.
         (c,) = self.daemon.fork("b")
-        self.daemon.sh(c.id, "mount -o remount,size=100m /dev/shm; head -c 60000000 /dev/urandom > /dev/shm/x", timeout_secs=60)
+        self.daemon.sh(c.id, "mount -o remount,size=120m /dev/shm; head -c 60000000 /dev/urandom > /dev/shm/x", timeout_secs=60)
         self.assertEqual(self.daemon.get(c.id).state, State.SANDBOX_STATE_RUNNING)
 
     def test_a_chain_of_branches_does_not_make_forks_slower(self):

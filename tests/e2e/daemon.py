@@ -140,9 +140,15 @@ class Daemon:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         eventually(lambda: not self.vmms(), what="the ends of the VMMs")
+        # A daemon that was killed leaves its groups to its successor; here there is none. The last one takes the common parent with it.
         for leaf in self.cgroups():
+            for group in (pathlib.Path(leaf), pathlib.Path(leaf).parent):
+                with contextlib.suppress(OSError):
+                    group.rmdir()
+        instance = hashlib.sha256(str(self.state).encode()).hexdigest()[:12]
+        for group in [*pathlib.Path("/sys/fs/cgroup").glob(f"*/forkd/{instance}"), *pathlib.Path("/sys/fs/cgroup").glob("*/forkd")]:
             with contextlib.suppress(OSError):
-                os.rmdir(leaf)
+                group.rmdir()
         if self._own_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
