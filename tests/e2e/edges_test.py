@@ -1,4 +1,4 @@
-"""The contract's edges: streams used wrongly, writes that break off, retries at the same moment, bytes that are no message, a census of the host."""
+"""The contract's edges: streams used wrongly, files of all kinds, retries at the same moment, bytes that are no message, a census of the host."""
 
 import contextlib
 import os
@@ -44,17 +44,9 @@ class Streams(OneSandbox):
         self.assertEqual([e.WhichOneof("message") for e in events], ["exit"])
         self.assertEqual((events[0].exit.exec_error.reason, events[0].exit.exit_code), ("NOT_FOUND", 127))
 
-    def test_a_folder_that_is_missing_is_no_missing_program(self):
-        reply = self.daemon.sandboxes.Exec(sandbox_pb2.ExecRequest(id=self.sandbox, args=["true"], cwd="/no/such/folder"))
-        self.assertEqual(reply.exec_error.reason, "BAD_CWD")
-
-    def test_a_user_that_is_missing_is_said(self):
-        reply = self.daemon.sandboxes.Exec(sandbox_pb2.ExecRequest(id=self.sandbox, args=["true"], user="nobody-of-that-name"))
-        self.assertEqual(reply.exec_error.reason, "BAD_USER")
-
     def test_a_file_without_the_right_to_run_is_said(self):
         reply = self.daemon.sandboxes.Exec(sandbox_pb2.ExecRequest(id=self.sandbox, args=["/etc/passwd"]))
-        self.assertEqual((reply.exec_error.reason, reply.exit_code), ("PERMISSION_DENIED", 126))
+        self.assertEqual((reply.exec_error.reason, reply.exit_code), ("NOT_EXECUTABLE", 126))
 
     def test_a_stream_begins_with_start(self):
         with self.refused(Code.INVALID_ARGUMENT, "INVALID_FIELD"):
@@ -84,12 +76,6 @@ class Streams(OneSandbox):
         events = self._stream(Request(start=Start(id=self.sandbox, args=["sleep", "3003"], timeout_secs=1)))
         self.assertTrue(events[-1].exit.timed_out)
         self.assertEqual(self.daemon.count(self.sandbox, "sleep 3003"), 0)
-
-    def test_the_end_of_input_ends_a_reader_at_a_terminal(self):
-        events = self._stream(Request(start=Start(id=self.sandbox, args=["cat"], tty=True)), Request(stdin=b"line\n"),
-                              Request(close_stdin=sandbox_pb2.CloseStdin()))
-        self.assertIn(b"line", b"".join(e.stdout for e in events))
-        self.assertEqual(events[-1].exit.exit_code, 0)
 
     def test_a_signal_reaches_the_whole_group(self):
         started = threading.Event()
@@ -162,21 +148,6 @@ class Files(OneSandbox):
         old = self.daemon.sh(self.sandbox, "for f in /proc/[0-9]*/fd/3; do case $(readlink $f) in /tmp/swap*) cat $f; break;; esac; done").stdout
         self.assertEqual((old, self._read("/tmp/swap")), ("old\n", b"new\n"))
 
-    def test_a_write_that_breaks_off_changes_nothing(self):
-        self._write(sandbox_pb2.WriteFileRequest(id=self.sandbox, path="/tmp/kept", data=b"before"))
-        go_on = threading.Event()
-
-        def requests():
-            yield sandbox_pb2.WriteFileRequest(id=self.sandbox, path="/tmp/kept", data=b"half")
-            go_on.wait(30)
-
-        call = self.daemon.sandboxes._stub.WriteFile.future(requests())
-        eventually(lambda: len(self.daemon.sh(self.sandbox, "ls -A /tmp").stdout) > 0)
-        call.cancel()
-        go_on.set()
-        eventually(lambda: [n for n in self.daemon.sh(self.sandbox, "ls -A /tmp").stdout.split() if "kept" in n] == ["kept"], what="no half-written file")
-        self.assertEqual(self._read("/tmp/kept"), b"before")
-
     def test_a_link_at_the_end_is_replaced_and_not_followed(self):
         self.daemon.sh(self.sandbox, "echo target > /tmp/t; ln -sf /tmp/t /tmp/l")
         self._write(sandbox_pb2.WriteFileRequest(id=self.sandbox, path="/tmp/l", data=b"own"))
@@ -186,15 +157,11 @@ class Files(OneSandbox):
         self.daemon.sh(self.sandbox, "echo x > /tmp/m; chmod 0751 /tmp/m")
         self.assertEqual(self._write(sandbox_pb2.WriteFileRequest(id=self.sandbox, path="/tmp/m", data=b"y")).mode, 0o751)
 
-    def test_a_later_message_names_no_other_file(self):
-        with self.refused(Code.INVALID_ARGUMENT, "INVALID_FIELD"):
-            self._write(sandbox_pb2.WriteFileRequest(id=self.sandbox, path="/tmp/one", data=b"1"), sandbox_pb2.WriteFileRequest(path="/tmp/two", data=b"2"))
-        self.assertEqual(self.daemon.sh(self.sandbox, "ls /tmp/one /tmp/two 2> /dev/null").stdout, "")
-
     def test_missing_folders_are_made_only_where_asked(self):
-        with self.refused(Code.NOT_FOUND, "GUEST_FILE") as failure:
+        with self.refused(Code.NOT_FOUND, "GUEST_FILE"):
             self._write(sandbox_pb2.WriteFileRequest(id=self.sandbox, path="/tmp/none/such", data=b"1"))
-        self.assertIn("errno", failure[0].metadata)
+        made = self._write(sandbox_pb2.WriteFileRequest(id=self.sandbox, path="/tmp/none/such", data=b"1", create_parents=True))
+        self.assertEqual(made.size_bytes, 1)
 
     def test_beyond_the_end_there_is_nothing(self):
         self._write(sandbox_pb2.WriteFileRequest(id=self.sandbox, path="/tmp/short", data=b"abc"))
@@ -285,21 +252,6 @@ class Branches(DaemonTest):
         self.assertEqual((list(info("gen1").dependents), list(info("gen1").sandboxes)), (["gen2"], [child.id]))
         self.assertEqual(info("gen2").parent_content_hash, info("gen1").content_hash)
         self.assertGreater(child.generation, a.generation)
-
-    def test_a_root_that_is_deleted_by_force_takes_its_branches_use(self):
-        self.daemon.snapshot("root2")
-        (a,) = self.daemon.fork("root2")
-        self.daemon.branch(a.id, "orphan")
-        self.daemon.delete_snapshot("root2", force=True)
-        self.assertEqual(self.daemon.sh(a.id, "echo on").stdout, "on\n", "live sandboxes run on")
-        orphan = self.daemon.snapshots.GetSnapshot(snapshot_pb2.GetSnapshotRequest(tag="orphan"))
-        self.assertEqual((orphan.status, orphan.bootable), (snapshot_pb2.SNAPSHOT_STATUS_FAILED, False))
-        self.assertTrue(orphan.warning)
-        with self.assertRaises(grpc.RpcError) as context:
-            self.daemon.fork("orphan")
-        self.assertEqual(context.exception.code(), Code.FAILED_PRECONDITION)
-        self.daemon.delete_all()
-        self.daemon.delete_snapshot("orphan")
 
     def test_branches_at_once_are_whole_or_refused(self):
         (a,) = self.daemon.fork("b")
