@@ -24,6 +24,9 @@ class Stream final : public GrpcStream,
     stub_->PrepareBidiStreamingCall(&context_, path_, {}, this);
     // Operations are begun from outside reactions: without the hold gRPC could end the call between two of them.
     AddHold();
+    // The first read is under way before the call begins: gRPC's in-process transport loses a message that comes together with the status when
+    // nobody is reading yet (seen with 1.51: the status is OK, the read finds nothing).
+    BeginRead();
     StartCall();
   }
 
@@ -50,11 +53,7 @@ class Stream final : public GrpcStream,
   }
 
   Task<bool> Readable(Deadline deadline) override {
-    if (!std::exchange(read_begun_, true)) {
-      read_done_.Reset();
-      incoming_.Clear();
-      StartRead(&incoming_);
-    }
+    if (!read_begun_) { BeginRead(); }
     co_return co_await read_done_.Wait(deadline);
   }
 
@@ -63,6 +62,8 @@ class Stream final : public GrpcStream,
     read_begun_ = false;
     if (!read_ok_) { co_return std::nullopt; }
     std::string bytes;
+    // A message without fields has no bytes; gRPC calls dumping such a buffer an error.
+    if (incoming_.Length() == 0) { co_return bytes; }
     std::vector<grpc::Slice> slices;
     if (!incoming_.Dump(&slices).ok()) { co_return std::nullopt; }
     bytes.reserve(incoming_.Length());
@@ -99,6 +100,13 @@ class Stream final : public GrpcStream,
   }
 
  private:
+  void BeginRead() {
+    read_begun_ = true;
+    read_done_.Reset();
+    incoming_.Clear();
+    StartRead(&incoming_);
+  }
+
   const Executor executor_;
   grpc::GenericStub* const stub_;
   const std::string path_;
