@@ -13,6 +13,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
 
   CLI::App* serve = app.add_subcommand("serve", "run the daemon");
+  serve->add_option("--bind", options.bind, "address and port of the REST gateway (default 127.0.0.1:8889)")->envname("FORKD_BIND");
   serve->add_option("--grpc-bind", options.grpc_bind, "address and port of the gRPC services")->envname("FORKD_GRPC_BIND")->capture_default_str();
   serve->add_option("--snapshot-root", options.snapshot_root, "folder of snapshots (default STATE_DIR/snapshots)")->envname("FORKD_SNAPSHOT_ROOT");
   serve->add_option("--log-level", options.log_level, "trace, debug, info, warn or error")

@@ -9,6 +9,7 @@ namespace forkd::server {
 
 struct ServeOptions {
   std::string grpc_bind = "127.0.0.1:8890";
+  std::string bind;  // REST; empty: 127.0.0.1:8889, and serve without REST where that is taken
   std::string state_dir = "/var/lib/forkd";
   std::string snapshot_root;  // empty: <state_dir>/snapshots
   std::string image_root;  // empty: <state_dir>/images

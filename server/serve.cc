@@ -26,6 +26,7 @@
 #include "engine/registry/state_dir.h"
 #include "server/admin_service.h"
 #include "server/call.h"
+#include "server/gateway/gateway.h"
 #include "server/options.h"
 #include "server/registry_idempotency.h"
 #include "server/sandbox_service.h"
@@ -89,10 +90,29 @@ std::unique_ptr<cgroup::CgroupTree> OpenCgroups() {
   return nullptr;
 }
 
-void WriteReadyFile(const std::string& path, const std::string& grpc_address) {
+// The gateway's channel carries what gRPC's port does: a megabyte of file, or two outputs of 16 MiB, each also in its raw form.
+constexpr int kMaxAnswerBytes = 80 * 1024 * 1024;
+constexpr char kDefaultRestBind[] = "127.0.0.1:8889";
+
+absl::StatusOr<std::unique_ptr<gateway::Gateway>> StartGateway(const ServeOptions& options, Executor executor, grpc::Server* server) {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(kMaxAnswerBytes);
+  gateway::GatewayOptions rest;
+  rest.bind = options.bind.empty() ? kDefaultRestBind : options.bind;
+  rest.version = kVersion;
+  absl::StatusOr<std::unique_ptr<gateway::Gateway>> started = gateway::Gateway::Start(executor, server->InProcessChannel(arguments), rest);
+  if (!started.ok() && options.bind.empty()) {
+    // Nobody asked for this very port: a second daemon on its own gRPC port serves without.
+    spdlog::error("no REST: {}", std::string(started.status().message()));
+    return std::unique_ptr<gateway::Gateway>();
+  }
+  return started;
+}
+
+void WriteReadyFile(const std::string& path, const std::string& grpc_address, const std::string& rest_address) {
   // Renamed into place: a reader sees all of it or nothing.
   const std::string temporary = absl::StrCat(path, ".tmp");
-  std::ofstream(temporary) << "grpc=" << grpc_address << "\n";
+  std::ofstream(temporary) << "grpc=" << grpc_address << "\n" << (rest_address.empty() ? "" : absl::StrCat("rest=", rest_address, "\n"));
   if (rename(temporary.c_str(), path.c_str()) != 0) { spdlog::error("ready file not written path={}", path); }
 }
 
@@ -113,6 +133,7 @@ int Serve(const ServeOptions& options) {
     std::fprintf(stderr, "forkd-controller: serve needs root: it makes namespaces and starts VMMs (sudo forkd-controller serve)\n");
     return 1;
   }
+  if (const absl::Status loopback = gateway::CheckLoopback(options.bind.empty() ? kDefaultRestBind : options.bind); !loopback.ok()) { return Fail(loopback); }
   if (!IsLoopback(options.grpc_bind)) {
     std::fprintf(stderr,
                  "forkd-controller: refusing unauthenticated non-loopback bind %s; bind to 127.0.0.1/::1 for local-only use\n",
@@ -184,25 +205,34 @@ int Serve(const ServeOptions& options) {
   builder.RegisterService(&sandboxes);
   builder.RegisterService(&admin);
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  auto release = [](engine::Engine* e) -> Task<void> {
+    e->BeginShutDown();
+    co_await e->ShutDown(/*stop_sandboxes=*/false);
+  };
   if (server == nullptr || port == 0) {
     std::fprintf(stderr, "forkd-controller: cannot listen on %s (is another daemon running? choose --grpc-bind)\n", options.grpc_bind.c_str());
-    auto release = [](engine::Engine* e) -> Task<void> {
-      e->BeginShutDown();
-      co_await e->ShutDown(/*stop_sandboxes=*/false);
-    };
     runtime.RunBlocking(release(engine.get()));
     runtime.Stop();
     return 1;
   }
+  absl::StatusOr<std::unique_ptr<gateway::Gateway>> rest = StartGateway(options, runtime.executor(), server.get());
+  if (!rest.ok()) {
+    server->Shutdown();
+    runtime.RunBlocking(release(engine.get()));
+    runtime.Stop();
+    return Fail(rest.status());
+  }
+  const std::string rest_address = *rest == nullptr ? "" : (*rest)->address();
   const std::string address =
       absl::StartsWith(options.grpc_bind, "unix:") ? options.grpc_bind : absl::StrCat(options.grpc_bind.substr(0, options.grpc_bind.rfind(':')), ":", port);
-  spdlog::info("forkd {} serves grpc={} state_dir={} accelerator={}", kVersion, address, state_dir->path(),
+  spdlog::info("forkd {} serves grpc={} rest={} state_dir={} accelerator={}", kVersion, address, rest_address, state_dir->path(),
                std::string(vmm::AcceleratorName(qemu.accelerator)));
-  if (!options.ready_file.empty()) { WriteReadyFile(options.ready_file, address); }
+  if (!options.ready_file.empty()) { WriteReadyFile(options.ready_file, address, rest_address); }
 
   const int signal = WaitForSignal(signals);
   spdlog::info("stopping signal={} sandboxes={}", signal, options.stop_sandboxes_on_exit ? "deleted" : "left running");
   runtime.Post([&engine] { engine->BeginShutDown(); });
+  if (*rest != nullptr) { runtime.RunBlocking((*rest)->Stop()); }
   server->Shutdown(std::chrono::system_clock::now() + kDrain);
   auto shut_down = [](engine::Engine* e, bool stop) -> Task<void> { co_await e->ShutDown(stop); };
   runtime.RunBlocking(shut_down(engine.get(), options.stop_sandboxes_on_exit));
