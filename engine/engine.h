@@ -200,6 +200,7 @@ class Engine {
   struct RootBuild;
   Task<absl::StatusOr<SnapshotView>> BuildRoot(std::shared_ptr<RootBuild> build, Deadline deadline);
   Task<void> DropSnapshot(SnapshotTag tag);
+  void FailOrphans();
 
   // branch.cc
   Task<absl::StatusOr<SnapshotView>> BranchSteps(SandboxPtr sandbox, BranchSpec spec, SnapshotRow row, Deadline deadline);

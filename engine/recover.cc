@@ -128,6 +128,8 @@ Task<absl::Status> Engine::Recover() {
     }
   }
 
+  FailOrphans();
+
   std::vector<SandboxPtr> adoptable;
   std::vector<SandboxPtr> unfinished;
   for (SandboxRow& row : found->sandboxes) {

@@ -67,6 +67,17 @@ Task<void> Engine::DropSnapshot(SnapshotTag tag) {
   snapshots_.erase(tag);
 }
 
+// Branches whose root is gone cannot be forked again. Derived, not stored: the next daemon sees the same.
+void Engine::FailOrphans() {
+  for (auto& [tag, view] : snapshots_) {
+    if (view.row.status != SnapshotStatus::kReady || snapshots_.contains(view.row.root_tag)) { continue; }
+    view.row.status = SnapshotStatus::kFailed;
+    view.row.warning = absl::StrCat("its root snapshot ", view.row.root_tag.str(), " was deleted");
+    standby_.Forget(tag);
+    resident_.Forget(tag);
+  }
+}
+
 Task<absl::Status> Engine::DeleteSnapshot(SnapshotTag tag, DeleteMode mode) {
   const auto it = snapshots_.find(tag);
   if (it == snapshots_.end()) { co_return Unknown(tag); }
@@ -100,6 +111,7 @@ Task<absl::Status> Engine::DeleteSnapshot(SnapshotTag tag, DeleteMode mode) {
   standby_.Forget(tag);
   resident_.Forget(tag);
   snapshots_.erase(tag);
+  FailOrphans();
   spdlog::info("deleted snapshot={}", tag.str());
   co_return absl::OkStatus();
 }

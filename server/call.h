@@ -108,6 +108,9 @@ class CallBridge {
     virtual Task<std::optional<In>> Read() = 0;
     // False once the client is gone. Returns when gRPC has taken the message: a slow client makes the handler wait here.
     virtual Task<bool> Write(Out message) = 0;
+    // After Read has come to its end: true if the client had finished sending, false if it is gone. Only this tells the two apart: a stream that
+    // was reset takes nothing any more. Once.
+    virtual Task<bool> ConfirmOpen() = 0;
   };
   struct Nothing {};
 
@@ -230,7 +233,8 @@ class CallBridge::StreamCall final : public Base, public Stream<In, Out> {
       : bridge_(bridge),
         call_(std::move(call)),
         read_done_(bridge->runtime()->executor()),
-        write_done_(bridge->runtime()->executor()) {}
+        write_done_(bridge->runtime()->executor()),
+        metadata_done_(bridge->runtime()->executor()) {}
 
   void HoldUntilDone(std::shared_ptr<StreamCall> self) { self_ = std::move(self); }
 
@@ -270,7 +274,20 @@ class CallBridge::StreamCall final : public Base, public Stream<In, Out> {
     }
   }
 
+  Task<bool> ConfirmOpen() override {
+    if (finished_ || call_->cancelled()) { co_return false; }
+    this->StartSendInitialMetadata();
+    co_await metadata_done_.Wait(Deadline::Never());
+    co_return metadata_sent_ && !call_->cancelled();
+  }
+
   // Reactions, on gRPC's threads: they only post.
+  void OnSendInitialMetadataDone(bool ok) {
+    Post([self = self_, ok] {
+      self->metadata_sent_ = ok;
+      self->metadata_done_.Set();
+    });
+  }
   void OnReadDone(bool ok) {
     Post([self = self_, ok] {
       if (!ok) { self->read_ended_ = true; }
@@ -300,6 +317,8 @@ class CallBridge::StreamCall final : public Base, public Stream<In, Out> {
   // I/O thread:
   AsyncEvent read_done_;
   AsyncEvent write_done_;
+  AsyncEvent metadata_done_;
+  bool metadata_sent_ = false;
   bool read_ended_ = false;
   bool write_failed_ = false;
   bool finished_ = false;

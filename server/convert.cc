@@ -292,6 +292,19 @@ absl::StatusOr<agent::v1::ExecStart> ToAgentExec(const Message& from, absl::stri
 template absl::StatusOr<agent::v1::ExecStart> ToAgentExec(const v1::ExecRequest& from, absl::string_view field_prefix);
 template absl::StatusOr<agent::v1::ExecStart> ToAgentExec(const v1::ExecStart& from, absl::string_view field_prefix);
 
+namespace {
+
+// The agent's words for what kept a program from starting, in the contract's.
+std::string ContractReason(const std::string& reason) {
+  if (reason == "CWD_UNUSABLE") { return "BAD_CWD"; }
+  if (reason == "USER_UNKNOWN") { return "BAD_USER"; }
+  if (reason == "OUT_OF_RESOURCES") { return "NO_RESOURCES"; }
+  if (reason == "BAD_FORMAT") { return "NOT_EXECUTABLE"; }
+  return reason;
+}
+
+}  // namespace
+
 template <typename Message>
 void FillExecEnd(const agent::v1::ExecEnd& end, Message* to) {
   to->set_duration_ms(static_cast<int64_t>(end.duration_ns() / 1'000'000));
@@ -310,7 +323,7 @@ void FillExecEnd(const agent::v1::ExecEnd& end, Message* to) {
     case agent::v1::ExecEnd::kExecError: {
       // The shell's convention: 127 where there is no such program, 126 where it cannot be run.
       to->set_exit_code(end.exec_error().reason() == "NOT_FOUND" ? 127 : 126);
-      to->mutable_exec_error()->set_reason(ToUtf8(end.exec_error().reason(), &changed));
+      to->mutable_exec_error()->set_reason(ContractReason(ToUtf8(end.exec_error().reason(), &changed)));
       to->mutable_exec_error()->set_message(ToUtf8(end.exec_error().message(), &changed));
       to->set_error(to->exec_error().message());
       break;

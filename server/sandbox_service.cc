@@ -288,7 +288,10 @@ Task<absl::Status> SandboxService::StreamFileIn(CallPtr call, v1::FileInfo* resp
   start.set_create_parents(message->create_parents());
   absl::StatusOr<std::shared_ptr<guest::FileWriter>> writer = co_await agent->WriteFile(std::move(start), call->deadline().Within(kFileStepDeadline));
   if (!writer.ok()) { co_return agent.Explain(writer.status()); }
-  while (message.has_value()) {
+  for (bool first = true; message.has_value(); first = false) {
+    if (!first && (!message->id().empty() || !message->path().empty() || message->has_mode() || message->create_parents())) {
+      co_return InvalidField("path", "id, path, mode and create_parents belong into the first message alone");
+    }
     if (message->data().size() > (1u << 20)) { co_return InvalidField("data", "has more than 1048576 bytes in one message"); }
     if (!message->data().empty()) {
       const absl::Status written = co_await (*writer)->Write(std::move(*message->mutable_data()), call->deadline().Within(kFileStepDeadline));
@@ -297,7 +300,7 @@ Task<absl::Status> SandboxService::StreamFileIn(CallPtr call, v1::FileInfo* resp
     message = co_await peer->Read();
   }
   // A client that went away in mid-file is not one that has finished: the path stays as it was.
-  if (call->cancelled()) { co_return Error(absl::StatusCode::kCancelled, Reason::kCancelled, "the client went away"); }
+  if (!co_await peer->ConfirmOpen()) { co_return Error(absl::StatusCode::kCancelled, Reason::kCancelled, "the client went away"); }
   absl::StatusOr<guest::agentpb::FileInfo> info = co_await (*writer)->Commit(call->deadline().Within(kFileStepDeadline));
   if (!info.ok()) { co_return agent.Explain(info.status()); }
   *response = ToProto(*info, path);

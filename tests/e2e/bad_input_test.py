@@ -95,6 +95,39 @@ class Requests(DaemonTest):
         self.daemon.delete_all()
         self.daemon.delete_snapshot("leaf")
 
+    def test_force_leaves_branches_that_say_that_they_cannot_be_forked(self):
+        self.daemon.snapshot("root")
+        (a,) = self.daemon.fork("root")
+        self.daemon.branch(a.id, "orphan")
+        self.daemon.delete_snapshot("root", force=True)
+        orphan = self.daemon.snapshots.GetSnapshot(snapshot_pb2.GetSnapshotRequest(tag="orphan"))
+        self.assertEqual((orphan.status, orphan.bootable), (snapshot_pb2.SNAPSHOT_STATUS_FAILED, False))
+        self.assertIn("root", orphan.warning)
+        with self.refused(Code.FAILED_PRECONDITION, "SNAPSHOT_NOT_READY"):
+            self.daemon.fork("orphan")
+        self.daemon.delete_all()
+        self.daemon.delete_snapshot("orphan")
+
+    def test_a_file_whose_writer_vanishes_stays_as_it_was(self):
+        (a,) = self.daemon.fork("b")
+        self.daemon.sh(a.id, "echo before > /tmp/f")
+        for _ in range(10):
+            sent = threading.Event()
+
+            def requests():
+                yield sandbox_pb2.WriteFileRequest(id=a.id, path="/tmp/f", data=b"half")
+                sent.set()
+                time.sleep(30)
+
+            call = self.daemon.sandboxes._stub.WriteFile.future(requests(), timeout=60)
+            sent.wait(10)
+            time.sleep(0.01)
+            call.cancel()
+        time.sleep(0.3)
+        self.assertEqual(self.daemon.sh(a.id, "cat /tmp/f; ls -a /tmp | wc -l").stdout.split()[0], "before")
+        with self.refused(Code.INVALID_ARGUMENT):
+            self.daemon.sandboxes.WriteFile(iter([sandbox_pb2.WriteFileRequest(id=a.id, path="/tmp/f"), sandbox_pb2.WriteFileRequest(path="/tmp/g")]))
+
     def test_cascade_takes_everything_that_rests_on_it(self):
         self.daemon.snapshot("tree")
         (a,) = self.daemon.fork("tree")

@@ -198,7 +198,7 @@ class Shell(DaemonTest):
         Request = sandbox_pb2.WriteFileRequest
         chunks = [Request(id=a.id, path="/tmp/new/dir/file", mode=0o640, create_parents=True)]
         chunks += [Request(data=data[i:i + 500000]) for i in range(0, len(data), 500000)]
-        info = self.daemon.sandboxes.WriteFile(iter(_same_target(chunks, a.id, "/tmp/new/dir/file")))
+        info = self.daemon.sandboxes.WriteFile(iter(chunks))
         self.assertEqual((info.size_bytes, info.mode), (len(data), 0o640))
         pieces = list(self.daemon.sandboxes.ReadFile(sandbox_pb2.ReadFileRequest(id=a.id, path="/tmp/new/dir/file")))
         self.assertEqual(pieces[0].info.size_bytes, len(data))
@@ -352,12 +352,6 @@ class Standby(DaemonTest):
         os.kill(min(waiting), 9)
         alive = self.daemon.fork("b", 2)
         self.assertEqual([self.daemon.sh(s.id, "echo ok").stdout for s in alive], ["ok\n", "ok\n"])
-
-
-def _same_target(requests, sandbox, path):
-    for request in requests:
-        request.id, request.path = sandbox, path
-        yield request
 
 
 def _rss(pid):

@@ -75,7 +75,7 @@ class Daemon:
         ready = self.folder / "ready"
         ready.unlink(missing_ok=True)
         log = open(self.log_path, "ab")
-        command = ["server/forkd-controller", "serve", "--grpc-bind", "127.0.0.1:0", "--state-dir", str(self.state), "--image-root", str(self._images),
+        command = ["server/forkd-controller", "serve", "--grpc-bind", "127.0.0.1:0", "--bind", "127.0.0.1:0", "--state-dir", str(self.state), "--image-root", str(self._images),
                    "--ready-file", str(ready), "--log-level", "debug", *self._flags]
         self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env={**os.environ, **self._environment})
         log.close()
@@ -85,7 +85,7 @@ class Daemon:
         if self.process.poll() is not None:
             raise AssertionError(f"the daemon ended with {self.process.returncode}: {self.log()[-2000:]}")
         lines = dict(line.split("=", 1) for line in ready.read_text().split())
-        self.address = lines["grpc"]
+        self.address, self.rest_address = lines["grpc"], lines["rest"]
         self.channel = grpc.insecure_channel(self.address, options=[("grpc.max_receive_message_length", 32 << 20)])
         self.snapshots = _Stub(snapshot_pb2_grpc.SnapshotServiceStub(self.channel))
         self.sandboxes = _Stub(sandbox_pb2_grpc.SandboxServiceStub(self.channel))
@@ -118,6 +118,13 @@ class Daemon:
                         found.append(int(entry.name))
         return sorted(found)
 
+    def _kill_vmms(self):
+        pids = self.vmms()
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        return pids
+
     def cgroups(self):
         """Leaves of our instance in every hierarchy."""
         instance = hashlib.sha256(str(self.state).encode()).hexdigest()[:12]
@@ -136,10 +143,8 @@ class Daemon:
         """Ends everything, also after a failure."""
         with contextlib.suppress(Exception):
             self.kill()
-        for pid in self.vmms():
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        eventually(lambda: not self.vmms(), what="the ends of the VMMs")
+        # Again and again: a VMM that was being started when the daemon was killed appears only now.
+        eventually(lambda: not self._kill_vmms(), what="the ends of the VMMs")
         # A daemon that was killed leaves its groups to its successor; here there is none. The last one takes the common parent with it.
         for leaf in self.cgroups():
             for group in (pathlib.Path(leaf), pathlib.Path(leaf).parent):

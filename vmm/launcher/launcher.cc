@@ -1,7 +1,6 @@
 #include "vmm/launcher/launcher.h"
 
 #include <fcntl.h>
-#include <linux/close_range.h>
 #include <sched.h>
 #include <poll.h>
 #include <signal.h>
@@ -81,16 +80,18 @@ void Fail(ChildFailure* failure, const char* step) {
   }
   if (::setsid() < 0) { Fail(failure, "start a session"); }
   if (::dup2(plan.dev_null, 0) < 0 || ::dup2(plan.dev_null, 1) < 0 || ::dup2(plan.stderr_write, 2) < 0) { Fail(failure, "set up standard streams"); }
-  unsigned next = 3;
-  for (std::size_t i = 0; i < plan.inherited_count; ++i) {
-    const unsigned target = static_cast<unsigned>(plan.inherited[i].target);
-    if (target > next && ::syscall(SYS_close_range, next, target - 1, CLOSE_RANGE_CLOEXEC) != 0) { Fail(failure, "close descriptors"); }
-    next = target + 1;
-  }
-  if (::syscall(SYS_close_range, next, ~0u, CLOSE_RANGE_CLOEXEC) != 0) { Fail(failure, "close descriptors"); }
+  // Sources lie above every target, so none is overwritten before it is handed over.
   for (std::size_t i = 0; i < plan.inherited_count; ++i) {
     if (::dup2(plan.inherited[i].fd, plan.inherited[i].target) < 0) { Fail(failure, "hand over a descriptor"); }
   }
+  // Everything else is closed now, not at exec: if the daemon is killed meanwhile, its lock of the state folder must not live on in here.
+  unsigned next = 3;
+  for (std::size_t i = 0; i < plan.inherited_count; ++i) {
+    const unsigned target = static_cast<unsigned>(plan.inherited[i].target);
+    if (target > next && ::syscall(SYS_close_range, next, target - 1, 0) != 0) { Fail(failure, "close descriptors"); }
+    next = target + 1;
+  }
+  if (::syscall(SYS_close_range, next, ~0u, 0) != 0) { Fail(failure, "close descriptors"); }
   const rlimit no_core{0, 0};
   const rlimit files{plan.max_open_files, plan.max_open_files};
   if (::setrlimit(RLIMIT_CORE, &no_core) != 0 || ::setrlimit(RLIMIT_NOFILE, &files) != 0) { Fail(failure, "set resource limits"); }
