@@ -77,10 +77,22 @@ step() {
   FORKD_STEP_SECONDS+=("$(forkd_duration "$FORKD_STEP_MS")")
 }
 
+# Waits until a child of ours has ended, a given number of tenths of a second at most. Not by `wait`: in a trap that came during another `wait`,
+# bash 5.2 was seen to wait for ever for a child that had ended already.
+forkd_await_end() { # PID TENTHS
+  local i state
+  for ((i = 0; i < $2; i++)); do
+    # The letter after the name in parentheses; Z has ended and waits to be reaped.
+    state=$(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null) || return 0
+    [[ "$state" != Z* ]] || return 0
+    sleep 0.1
+  done
+  return 1
+}
+
 _forkd_stop_tick() {
   if [[ -n "$_forkd_tick_pid" ]]; then
     kill "$_forkd_tick_pid" 2>/dev/null || true
-    wait "$_forkd_tick_pid" 2>/dev/null || true
     _forkd_tick_pid=""
   fi
 }
@@ -90,7 +102,7 @@ forkd_stop_step() {
   _forkd_stop_tick
   if [[ -n "$_forkd_step_pid" ]]; then
     kill -- "-$_forkd_step_pid" 2>/dev/null || true
-    wait "$_forkd_step_pid" 2>/dev/null || true
+    forkd_await_end "$_forkd_step_pid" 100 || kill -KILL -- "-$_forkd_step_pid" 2>/dev/null || true
     _forkd_step_pid=""
   fi
 }
