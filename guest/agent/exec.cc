@@ -292,6 +292,11 @@ void Exec::OnReadable(Output which) {
   const ssize_t got = read(output_[which].get(), buffer, want);
   if (got < 0 && (errno == EINTR || errno == EAGAIN)) { return; }
   if (got <= 0) {  // A terminal answers EIO when its last user is gone.
+    if (terminal_ == output_[which].get() && !exited_) {
+      // The program has closed it on its way out, but is not gone: closing our end now would end it by SIGHUP before it can exit. Read again then.
+      loop_->Remove(output_[which].get());
+      return;
+    }
     CloseOutput(which);
     MaybeEnd();
     return;
@@ -401,6 +406,7 @@ void Exec::OnExited(int wait_status) {
     timeout_timer_ = 0;
   }
   CloseStdin();
+  Rearm();
   MaybeEnd();
   if (output_[kOut] || output_[kErr]) {
     drain_timer_ = loop_->After(kDrainBeforeKill, [self = shared_from_this()] { self->OnDrainTimer(); });

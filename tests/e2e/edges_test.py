@@ -48,6 +48,18 @@ class Streams(OneSandbox):
         reply = self.daemon.sandboxes.Exec(sandbox_pb2.ExecRequest(id=self.sandbox, args=["/etc/passwd"]))
         self.assertEqual((reply.exec_error.reason, reply.exit_code), ("NOT_EXECUTABLE", 126))
 
+    def test_a_folder_or_a_user_that_is_missing_is_no_missing_program(self):
+        for more, reason in (({"cwd": "/no/such/folder"}, "BAD_CWD"), ({"user": "nobody-of-that-name"}, "BAD_USER")):
+            reply = self.daemon.sandboxes.Exec(sandbox_pb2.ExecRequest(id=self.sandbox, args=["true"], **more))
+            self.assertEqual(reply.exec_error.reason, reason)
+
+    def test_the_end_of_input_ends_a_reader_at_a_terminal(self):
+        for _ in range(5):  # From the second on its code is warm, and it closes the terminal and exits within one step of the agent's.
+            events = self._stream(Request(start=Start(id=self.sandbox, args=["cat"], tty=True)), Request(stdin=b"line\n"),
+                                  Request(close_stdin=sandbox_pb2.CloseStdin()))
+            self.assertIn(b"line", b"".join(e.stdout for e in events))
+            self.assertEqual((events[-1].exit.exit_code, events[-1].exit.HasField("signal")), (0, False))
+
     def test_a_stream_begins_with_start(self):
         with self.refused(Code.INVALID_ARGUMENT, "INVALID_FIELD"):
             self._stream(Request(stdin=b"early"))
